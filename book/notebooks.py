@@ -1,0 +1,57 @@
+"""Execute the book's notebooks in place and normalise them, so that a second run changes no byte.
+
+    python book/notebooks.py            every notebook
+    python book/notebooks.py 02_est…    those whose path is given
+
+What varies from run to run and carries no meaning is removed: execution times, kernel versions, widget
+ids. Cells get ids by position. Text outputs stay, for nbval compares them with what a machine prints.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+BOOK = Path(__file__).parent
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def execute(path: Path) -> bool:
+    """Run one notebook in place; return whether its file changed."""
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}}
+    ).execute()
+    after = normalise(notebook)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def normalise(notebook: nbformat.NotebookNode) -> str:
+    """Return the notebook as text with nothing in it that a second run would change."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for position, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{position:03d}"
+        for key in ("execution", "collapsed", "scrolled", "jupyter"):
+            cell.metadata.pop(key, None)
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).pop("needs_background", None)
+            for kind, data in output.get("data", {}).items():
+                if isinstance(data, str) and kind == "image/svg+xml":
+                    output.data[kind] = "\n".join(line.rstrip() for line in data.splitlines()) + "\n"
+    return nbformat.writes(notebook) + "\n"
+
+
+def main() -> None:
+    """Execute the notebooks named on the command line, or all of them."""
+    paths = [Path(name) for name in sys.argv[1:]] or sorted(BOOK.glob("*.ipynb"))
+    for path in paths:
+        print(f"{path.name}: {'changed' if execute(path) else 'unchanged'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
