@@ -38,12 +38,26 @@ def normalise(notebook: nbformat.NotebookNode) -> str:
         cell.id = f"cell-{position:03d}"
         for key in ("execution", "collapsed", "scrolled", "jupyter"):
             cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = merged(cell.outputs)
         for output in cell.get("outputs", []):
             output.get("metadata", {}).pop("needs_background", None)
             for kind, data in output.get("data", {}).items():
                 if isinstance(data, str) and kind == "image/svg+xml":
                     output.data[kind] = "\n".join(line.rstrip() for line in data.splitlines()) + "\n"
     return nbformat.writes(notebook) + "\n"
+
+
+def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join neighbouring pieces of one stream: how a kernel cuts its output up is a matter of timing."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def main() -> None:

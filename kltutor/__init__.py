@@ -8,8 +8,8 @@ from types import ModuleType
 
 from jaxtyping import install_import_hook
 
-# Signatures state shapes; this enforces them in every module that is loaded after it.
-install_import_hook("kltutor", "beartype.beartype")
+# Signatures state shapes; this enforces them in every module that is loaded after it. An int may stand for a float.
+install_import_hook("kltutor", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from kltutor import exact, tasks
 from kltutor.divergences import alpha_divergence, chi2, gaussian_kl, hellinger2, jeffreys, js, kl, tv

@@ -45,9 +45,22 @@ def check_distributions(**logps: Float[Tensor, "*batch outcome"]) -> None:
         if bad.any():
             mass = log_mass[bad][0].exp().item()
             raise ValueError(
-                f"{name}{first(bad)} sums to {mass:.6g} along the last axis, but probabilities sum to 1. "
-                "Normalise first: logits.log_softmax(-1)."
+                f"{name}{first(bad)} sums to {mass:.6g} along the last axis, off by {mass - 1:.2g}, but "
+                "probabilities sum to 1. Normalise first: logits.log_softmax(-1)."
             )
+
+
+def check_logits(**logits: Float[Tensor, "*batch vocab"]) -> None:
+    """Raise ValueError where a logit is nan or +inf, or where a whole row is -inf."""
+    for name, scores in logits.items():
+        bad = scores.isnan() | (scores == torch.inf)
+        if bad.any():
+            raise ValueError(
+                f"{name}{first(bad)} is {scores[bad][0].item()}; a finite number or -inf is expected."
+            )
+        empty = (scores == -torch.inf).all(-1)
+        if empty.any():
+            raise ValueError(f"{name}{first(empty)} bans every token; at least one finite logit is expected.")
 
 
 def check_finite(**values: Float[Tensor, "..."]) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_distributions
+from kltutor.checks import check_distributions, check_finite
 
 
 def kl(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
@@ -29,9 +29,11 @@ def kl(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -
         (0.5108, 0.3681)
     """
     check_distributions(p=p, q=q)
-    possible = p > -torch.inf  # 0 log 0 = 0, in the gradient too
-    log_ratio = torch.where(possible, p, 0) - torch.where(possible, q, 0)
-    return (p.exp() * log_ratio).sum(-1)
+    in_p, in_q = p > -torch.inf, q > -torch.inf
+    both = in_p & in_q  # 0 log 0 = 0, in the gradient too
+    log_ratio = torch.where(both, p, 0) - torch.where(both, q, 0)
+    inside = (p.exp() * log_ratio).sum(-1)
+    return torch.where((in_p & ~in_q).any(-1), torch.inf, inside)  # even where exp(p) rounds to 0
 
 
 def jeffreys(
@@ -39,14 +41,20 @@ def jeffreys(
 ) -> Float[Tensor, "*batch"]:
     """Return Jeffreys' divergence J(p, q) = KL(p ‖ q) + KL(q ‖ p) = Σ (p - q) log(p/q).
 
-    Symmetric; inf unless the supports agree.
+    Symmetric; inf unless the supports agree. Summed as non-negative terms, it keeps its digits near p = q.
 
     Example:
         >>> p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
         >>> round(jeffreys(p, q).item(), 4)
         0.8789
     """
-    return kl(p, q) + kl(q, p)
+    check_distributions(p=p, q=q)
+    in_p, in_q = p > -torch.inf, q > -torch.inf
+    both = in_p & in_q
+    second = torch.where(both, q, 0)
+    log_ratio = torch.where(both, p, 0) - second
+    inside = (_scaled_expm1(second, log_ratio) * log_ratio).sum(-1)
+    return torch.where((in_p ^ in_q).any(-1), torch.inf, inside)
 
 
 def js(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
@@ -62,7 +70,9 @@ def js(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -
         0.6931
     """
     check_distributions(p=p, q=q)
-    middle = torch.logaddexp(p, q) - math.log(2)
+    possible = torch.maximum(p, q) > -torch.inf  # logaddexp(-inf, -inf) has no gradient
+    middle = torch.logaddexp(torch.where(possible, p, 0), torch.where(possible, q, 0)) - math.log(2)
+    middle = torch.where(possible, middle, -torch.inf)
     return (kl(p, middle) + kl(q, middle)) / 2
 
 
@@ -105,8 +115,9 @@ def chi2(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"])
     """
     check_distributions(p=p, q=q)
     shared = q > -torch.inf
-    log_ratio = torch.where(shared, p, 0) - torch.where(shared, q, 0)
-    inside = (q.exp() * torch.expm1(log_ratio).square()).sum(-1)
+    second = torch.where(shared, q, 0)
+    root = _scaled_expm1(second / 2, torch.where(shared, p, 0) - second)  # (p - q)/√q
+    inside = root.square().sum(-1)
     return torch.where((~shared & (p > -torch.inf)).any(-1), torch.inf, inside)
 
 
@@ -143,8 +154,8 @@ def alpha_divergence(
     first, second = torch.where(both, p, 0), torch.where(both, q, 0)
     log_ratio = first - second
     # f(t) = (t^α - αt - (1-α)) / (α(α-1)) with t = p/q is a non-negative generator of the same divergence.
-    terms = torch.expm1(alpha * log_ratio) - alpha * torch.expm1(log_ratio)
-    inside = torch.where(both, second.exp() * terms, 0).sum(-1) / (alpha * (alpha - 1))
+    terms = _scaled_expm1(second, alpha * log_ratio) - alpha * _scaled_expm1(second, log_ratio)
+    inside = terms.sum(-1) / (alpha * (alpha - 1))
     p_alone = torch.where(both, 0, p.exp()).sum(-1)  # t = inf: f(t)/t -> 1/(1-α) if α < 1, else inf
     q_alone = torch.where(both, 0, q.exp()).sum(-1)  # t = 0: f(0) = 1/α if α > 0, else inf
     outside_p = torch.where(p_alone > 0, p_alone / (1 - alpha) if alpha < 1 else torch.inf, 0)
@@ -161,18 +172,28 @@ def gaussian_kl(
     """Return KL(N(mean, sd²) ‖ N(ref_mean, ref_sd²)).
 
     It is log(ref_sd/sd) + (sd² + (mean - ref_mean)²)/(2 ref_sd²) - ½.
-    Elementwise, in nats; equal standard deviations give (mean - ref_mean)²/(2 sd²).
+    Elementwise, in nats, never negative; equal standard deviations give (mean - ref_mean)²/(2 sd²).
 
     Raises:
-        ValueError: a standard deviation is not above 0.
+        jaxtyping.TypeCheckError: shapes differ or a dtype is not floating.
+        ValueError: a value is not finite, or a standard deviation is not above 0.
 
     Example:
         >>> zero, one = torch.tensor(0.0), torch.tensor(1.0)
         >>> gaussian_kl(zero, one, torch.tensor(0.5), one)
         tensor(0.1250)
     """
+    check_finite(mean=mean, sd=sd, ref_mean=ref_mean, ref_sd=ref_sd)
     for name, value in (("sd", sd), ("ref_sd", ref_sd)):
         if not (value > 0).all():
             raise ValueError(f"{name} is {value.min().item()} somewhere; standard deviations are above 0.")
-    log_scale = (ref_sd / sd).log()
-    return log_scale + (sd.square() + (mean - ref_mean).square()) / (2 * ref_sd.square()) - 0.5
+    log_scale = (sd / ref_sd).log()
+    shape = torch.expm1(2 * log_scale) - 2 * log_scale  # e^u - 1 - u, so it keeps its digits near 0
+    return (shape + ((mean - ref_mean) / ref_sd).square()) / 2
+
+
+def _scaled_expm1(log_scale: Float[Tensor, "*dims"], u: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+    """Return e^log_scale·(e^u - 1): exact near u = 0, and finite whenever the product is."""
+    far = u > 1
+    near = log_scale.exp() * torch.expm1(torch.where(far, 0, u))
+    return torch.where(far, (log_scale + torch.where(far, u, 0)).exp() - log_scale.exp(), near)

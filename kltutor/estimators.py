@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_pair, first
+from kltutor.checks import check_logits, check_pair
 
 
 def k1(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
@@ -104,9 +104,8 @@ def k3(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[
     check_pair(logp, ref_logp)
     log_ratio = logp - ref_logp
     estimate = torch.expm1(-log_ratio) + log_ratio
-    return torch.where(
-        log_ratio == -torch.inf, torch.inf, estimate
-    )  # the limit of e^u - 1 - u, not inf - inf
+    undrawn = log_ratio == -torch.inf  # the limit of e^u - 1 - u is inf, not inf - inf
+    return torch.where(undrawn, torch.inf, estimate)
 
 
 def control_variate(
@@ -137,7 +136,11 @@ def control_variate(
     if not abs(coef) < float("inf"):
         raise ValueError(f"coef is {coef}; a finite number is expected.")
     log_ratio = logp - ref_logp
-    return log_ratio + coef * torch.expm1(-log_ratio) if coef else log_ratio  # 0·inf would be nan
+    if coef == 0:
+        return log_ratio  # 0·inf would be nan
+    estimate = log_ratio + coef * torch.expm1(-log_ratio)
+    undrawn = log_ratio == -torch.inf  # there the exponential wins: coef·inf, not inf - inf
+    return torch.where(undrawn, coef * torch.inf, estimate)
 
 
 def full_vocab_kl(
@@ -167,16 +170,10 @@ def full_vocab_kl(
         >>> full_vocab_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
         tensor([0.])
     """
-    for name, scores in (("logits", logits), ("ref_logits", ref_logits)):
-        bad = scores.isnan() | (scores == torch.inf)
-        if bad.any():
-            raise ValueError(
-                f"{name}{first(bad)} is {scores[bad][0].item()}; a finite number or -inf is expected."
-            )
-        empty = (scores == -torch.inf).all(-1)
-        if empty.any():
-            raise ValueError(f"{name}{first(empty)} bans every token; at least one finite logit is expected.")
+    check_logits(logits=logits, ref_logits=ref_logits)
     logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    drawn = logp > -torch.inf  # 0 log 0 = 0, in the gradient too
-    log_ratio = torch.where(drawn, logp, 0) - torch.where(drawn, ref_logp, 0)
-    return (logp.exp() * log_ratio).sum(-1)
+    drawn, banned = logp > -torch.inf, ref_logp == -torch.inf
+    shared = drawn & ~banned  # 0 log 0 = 0, in the gradient too
+    log_ratio = torch.where(shared, logp, 0) - torch.where(shared, ref_logp, 0)
+    inside = (logp.exp() * log_ratio).sum(-1)
+    return torch.where((drawn & banned).any(-1), torch.inf, inside)  # even where exp(logp) rounds to 0

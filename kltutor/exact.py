@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kltutor import divergences
 from kltutor.tasks import Policy, TabularPolicy, Task
 
 MASS_TOLERANCE = 1e-12
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 ROWS_AT_ONCE = 512  # per-sample gradients held in memory together
 
 
@@ -40,8 +42,13 @@ def prefix_logps(policy: Policy, task: Task) -> Float[Tensor, "prompt prefix voc
 
     Raises:
         ValueError: the logits have another shape than (batch, time, vocab of the task), hold nan or +inf,
-            or differ between two rows that share a prefix (dropout is on, or the policy is not causal).
+            ban every token, or differ between two rows that share a prefix (dropout is on, or the policy
+            is not causal).
     """
+    if isinstance(policy, nn.Module) and any(
+        module.training and module.p > 0 for module in policy.modules() if isinstance(module, DROPOUTS)
+    ):
+        raise ValueError("policy has dropout switched on; call policy.eval() first.")
     words, levels = len(task.words), task.horizon
     prompts = task.prompt_tokens
     length, base = prompts.shape[1], words - 1
@@ -53,18 +60,21 @@ def prefix_logps(policy: Policy, task: Task) -> Float[Tensor, "prompt prefix voc
     logits = policy(rows.to(device))
     if logits.shape != (len(rows), length + levels - 1, words):
         raise ValueError(
-            f"policy returned logits of shape {tuple(logits.shape)}; "
-            f"{(len(rows), length + levels - 1, words)} is expected: (batch, time, vocabulary of {task.name})."
+            f"policy returned logits of shape {tuple(logits.shape)}; (batch, time, vocabulary) of "
+            f"{task.name} is {(len(rows), length + levels - 1, words)}."
         )
     if logits.device.type == "mps":
         logits = logits.cpu()  # mps has no float64
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5  # kernels may round two equal rows differently
     steps = []
     for t in range(levels):
         step = logits[:, length - 1 + t].double()
-        if (step.isnan() | (step == torch.inf)).any():
-            raise ValueError(f"policy returned nan or +inf among the logits of token {t} of the completion.")
+        if (step.isnan() | (step == torch.inf)).any() or (step == -torch.inf).all(-1).any():
+            raise ValueError(
+                f"policy returned nan, +inf or nothing but -inf as logits of token {t} of the completion."
+            )
         shared = step.reshape(len(prompts), base**t, base ** (levels - 1 - t), words)
-        same = torch.isclose(shared.detach(), shared.detach()[:, :, :1], rtol=1e-3, atol=1e-3)
+        same = torch.isclose(shared.detach(), shared.detach()[:, :, :1], tolerance, tolerance)
         if not same.all():
             raise ValueError(
                 f"policy gives rows that share a prefix of {t} tokens different logits. "
@@ -115,7 +125,16 @@ def prefix_index(task: Task) -> Int[Tensor, "completion time"]:
 def expectation(
     values: Float[Tensor, "prompt completion"], logp: Float[Tensor, "prompt completion"], task: Task
 ) -> Float[Tensor, ""]:
-    """Return Σ_x p(x) Σ_y π(y|x) values(x, y) for logp = seq_logp(policy, task); differentiable in both."""
+    """Return Σ_x p(x) Σ_y π(y|x) values(x, y) for logp = seq_logp(policy, task); differentiable in both.
+
+    Raises:
+        ValueError: logp does not belong to the task, by its shape.
+    """
+    if logp.shape != (len(task.prompts), task.size):
+        raise ValueError(
+            f"logp has shape {tuple(logp.shape)}; (prompt, completion) of {task.name} is "
+            f"{(len(task.prompts), task.size)}."
+        )
     weights = _prompt_probs(task, logp) * logp.exp()
     possible = weights > 0
     return (weights * torch.where(possible, values, 0)).sum()
@@ -139,12 +158,16 @@ def kl(policy: Policy, ref: Policy, task: Task) -> Float[Tensor, ""]:
         (True, 0.0)
     """
     logp, ref_logp = seq_logp(policy, task), seq_logp(ref, task)
-    possible = logp > -torch.inf
-    return expectation(torch.where(possible, logp, 0) - torch.where(possible, ref_logp, 0), logp, task)
+    probs = _prompt_probs(task, logp)[:, 0]
+    return (probs * torch.where(probs > 0, divergences.kl(logp, ref_logp), 0)).sum()
 
 
 def gradient(objective: Callable[[nn.Module], Tensor], policy: nn.Module) -> Float[Tensor, " parameter"]:
-    """Return ∇objective(policy) in all parameters, flattened: the truth that estimators are compared with."""
+    """Return ∇objective(policy) in all parameters, flattened: the truth that estimators are compared with.
+
+    Raises:
+        ValueError: the objective uses none of the parameters, so it was computed from another policy.
+    """
     parameters = list(policy.parameters())
     return _flat(torch.autograd.grad(objective(policy), parameters, allow_unused=True), parameters)
 
@@ -165,7 +188,7 @@ def expected_gradient(
         sampler: who drew the completions; the policy itself when None.
 
     Raises:
-        ValueError: the loss returns another shape than one value a row.
+        ValueError: the loss returns another shape than one value a row, or does not use its argument.
     """
     parameters = list(policy.parameters())
     logp = token_logps(policy, task)
@@ -173,9 +196,7 @@ def expected_gradient(
     weights = (_prompt_probs(task, drawn) * drawn.exp()).flatten()
     live = weights > 0
     mask = task.mask.to(logp.device).repeat(len(task.prompts), 1)
-    rows = logp.flatten(0, 1).masked_fill(
-        ~live[:, None], 0
-    )  # what is never drawn must not reach the gradient
+    rows = logp.flatten(0, 1).masked_fill(~live[:, None], 0)  # the never drawn must not reach the gradient
     losses = loss(rows, mask)
     if losses.shape != weights.shape:
         shapes = f"{tuple(losses.shape)}; one value a row, {tuple(weights.shape)}"
@@ -223,8 +244,11 @@ def ascend(
         natural: divide by the Fisher matrix of each prefix (a `TabularPolicy` only); else plain steps.
 
     Raises:
-        ValueError: natural steps for another kind of policy, or a step became nan or infinite.
+        ValueError: natural steps for another kind of policy, a negative number of steps, or a step became
+            nan or infinite.
     """
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; at least 0 is expected.")
     policy = copy.deepcopy(policy)
     if natural and not isinstance(policy, TabularPolicy):
         raise ValueError(
@@ -236,14 +260,20 @@ def ascend(
         direction = (
             value.detach() if value.ndim else _flat(torch.autograd.grad(value, parameters), parameters)
         )
+        if direction.shape != (sum(parameter.numel() for parameter in parameters),):
+            shape = tuple(value.shape)
+            raise ValueError(
+                f"objective returned shape {shape}; a scalar, or one entry a parameter, is expected."
+            )
         if natural:
             direction = _natural(direction, policy, task)
-        if not direction.isfinite().all():
+        move = step_size * direction
+        if not move.isfinite().all():
             raise ValueError(f"step {step} is not finite; the objective or its gradient left the numbers.")
         start = 0
         with torch.no_grad():
             for parameter in parameters:
-                parameter.add_(step_size * direction[start : start + parameter.numel()].view_as(parameter))
+                parameter.add_(move[start : start + parameter.numel()].view_as(parameter))
                 start += parameter.numel()
     return policy
 
@@ -276,5 +306,7 @@ def _prompt_probs(task: Task, like: Tensor) -> Float[Tensor, "prompt 1"]:
 
 
 def _flat(gradients: object, parameters: list[nn.Parameter]) -> Float[Tensor, " parameter"]:
-    pairs = zip(gradients, parameters, strict=True)  # type: ignore[call-overload]
+    pairs = list(zip(gradients, parameters, strict=True))  # type: ignore[call-overload]
+    if all(g is None for g, _ in pairs):
+        raise ValueError("no parameter of policy is used; compute from the policy that is passed in.")
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])

@@ -17,6 +17,7 @@ from kltutor.checks import check_distributions
 from kltutor.divergences import alpha_divergence, kl
 
 EDGE = 1e-6  # probability at an end of the grid above which a target or fit does not fit on it
+COARSE = 1.5  # standard deviation in grid steps below which a Gaussian is not resolved
 
 
 class GaussianFit(NamedTuple):
@@ -74,7 +75,7 @@ def fit_forward(grid: Float[Tensor, " point"], target_logp: Float[Tensor, " poin
         target_logp: log-probabilities of the grid points, normalised.
 
     Raises:
-        ValueError: the grid is not equally spaced or too narrow, or the target is not normalised.
+        ValueError: the grid is not equally spaced, too narrow or too coarse, or the target is not normalised.
 
     Source:
         Bishop (2006), section 10.7 (moment matching).
@@ -88,6 +89,8 @@ def fit_forward(grid: Float[Tensor, " point"], target_logp: Float[Tensor, " poin
     """
     _check_target(grid, target_logp)
     mean, sd = _mean_and_sd(grid, target_logp)
+    if not sd > COARSE * (grid[1] - grid[0]):
+        raise ValueError(f"target_logp has standard deviation {sd.item():.2g}; a finer grid is expected.")
     fit = _gaussian_logp(grid, mean, sd.log())
     _check_covers(fit, "the forward fit")
     return GaussianFit(mean.item(), sd.item(), kl(target_logp, fit).item())
@@ -103,13 +106,14 @@ def fit_reverse(
         target_logp: log-probabilities of the grid points, normalised and all finite.
 
     Raises:
-        ValueError: the grid is not equally spaced or too narrow, or the target is not normalised.
+        ValueError: as `fit_alpha`.
 
     Example:
         >>> grid = torch.linspace(-16, 16, 321, dtype=torch.float64)
         >>> two, one = torch.tensor([-3.0, 3.0]).double(), torch.ones(2).double()
-        >>> [round(fit.mean, 2) for fit in fit_reverse(grid, mixture_logp(grid, two, one, one / 2))]
-        [-3.0, 3.0, 0.0]
+        >>> fits = fit_reverse(grid, mixture_logp(grid, two, one, one / 2))
+        >>> [(round(fit.mean), round(fit.sd)) for fit in fits]  # one a mode, then a wide one over both
+        [(-3, 1), (3, 1), (0, 3)]
     """
     return fit_alpha(grid, target_logp, 0.0)
 
@@ -126,14 +130,16 @@ def fit_alpha(
     Args:
         grid: equally spaced points in ascending order.
         target_logp: log-probabilities of the grid points, normalised and all finite.
-        alpha: order, as in `alpha_divergence`.
+        alpha: order from 0 to 1; outside, a narrow fit drives the divergence beyond all numbers.
 
     Raises:
-        ValueError: the grid is not equally spaced or too narrow, the target is not normalised or has a
-            point of probability zero, or alpha is not finite.
+        ValueError: the grid is not equally spaced, too narrow or too coarse, the target is not normalised or
+            has a point of probability zero, or alpha lies outside 0 to 1.
     """
     from scipy.optimize import minimize  # takes as long to load as half of torch, so only here
 
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; a number from 0 to 1 is expected.")
     _check_target(grid, target_logp)
     if (target_logp == -torch.inf).any():
         raise ValueError("target_logp holds -inf; a target that is positive on the whole grid is expected.")
@@ -158,7 +164,7 @@ def fit_alpha(
             parameters = torch.tensor(best.x, dtype=torch.float64)
             sd = math.exp(best.x[1])
             flat = np.abs(best.jac).max() < 1e-6
-            inside = 1.5 * spacing < sd and grid[0] < best.x[0] < grid[-1]
+            inside = COARSE * spacing < sd and grid[0] < best.x[0] < grid[-1]
             new = all(abs(best.x[0] - fit.mean) + abs(sd - fit.sd) > 1e-3 * spread for fit in found)
             if not (flat and inside and new):
                 continue
@@ -166,6 +172,8 @@ def fit_alpha(
             if torch.linalg.eigvalsh(hessian).min() > 1e-6:
                 _check_covers(_gaussian_logp(grid, parameters[0], parameters[1]), "a fit")
                 found.append(GaussianFit(best.x[0].item(), sd, best.fun))
+    if not found:
+        raise ValueError("no local minimum lies within the resolution of the grid; a finer one is expected.")
     return tuple(sorted(found, key=lambda fit: (round(fit.divergence, 9), fit.mean)))
 
 
@@ -200,8 +208,8 @@ def _check_target(grid: Float[Tensor, " point"], target_logp: Float[Tensor, " po
 
 
 def _check_covers(logp: Float[Tensor, " point"], what: str) -> None:
-    edge = max(logp[0].exp().item(), logp[-1].exp().item())
-    if edge > EDGE:
+    edge = torch.maximum(logp[0], logp[-1]).exp().item()
+    if not edge <= EDGE:  # so written, nan is refused too
         raise ValueError(
             f"{what} has probability {edge:.2g} at an end of the grid; a wider grid is expected."
         )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kltutor.checks import check_rows, check_tokens, first
+from kltutor.checks import check_logits, check_rows, check_tokens
 
 Reduction = Literal["token_mean", "sequence_sum", "sequence_mean"]
 
@@ -32,7 +32,7 @@ def token_logps(
 
     Raises:
         jaxtyping.TypeCheckError: shapes differ, logits are not floating or tokens not integer.
-        ValueError: a token lies outside the vocabulary, or a logit is nan or +inf.
+        ValueError: a token lies outside the vocabulary, a logit is nan or +inf, or a position bans all.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]])
@@ -40,11 +40,7 @@ def token_logps(
         tensor([[-0.6931, -0.1269]])
     """
     check_tokens(tokens, logits.shape[-1])
-    bad = logits.isnan() | (logits == torch.inf)
-    if bad.any():
-        raise ValueError(
-            f"logits{first(bad)} is {logits[bad][0].item()}; a finite number or -inf is expected."
-        )
+    check_logits(logits=logits)
     return logits.log_softmax(-1).gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
 
 
@@ -105,8 +101,8 @@ def reduce(
         A scalar; nats per sequence for ``"sequence_sum"``, nats per token for the other two.
 
     Raises:
-        jaxtyping.TypeCheckError: shapes differ, or the mask is not boolean.
-        ValueError: `how` is unknown, the batch is empty, or a row has no action token.
+        jaxtyping.TypeCheckError: shapes differ, the mask is not boolean, or `how` is unknown.
+        ValueError: the batch is empty, or a row has no action token.
 
     Example:
         >>> values = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

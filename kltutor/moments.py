@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_distributions
-from kltutor.divergences import chi2, jeffreys
+from kltutor.checks import check_distributions, first
+from kltutor.divergences import chi2, jeffreys, kl
 from kltutor.estimators import k1, k2, k3
 
 
@@ -37,7 +37,8 @@ def estimator_moments(
 
     Raises:
         jaxtyping.TypeCheckError: shapes differ or a dtype is not floating.
-        ValueError: either argument is not a normalised distribution.
+        ValueError: either argument is not a normalised distribution, or an outcome is so much rarer under
+            the policy than under the reference that k3 overflows.
 
     Example:
         >>> logp = torch.tensor([0.9, 0.1], dtype=torch.float64).log()
@@ -48,16 +49,22 @@ def estimator_moments(
     """
     check_distributions(policy_logp=policy_logp, ref_logp=ref_logp)
     drawn = policy_logp > -torch.inf
-    policy = policy_logp.exp()
-    logp, other = policy_logp.masked_fill(~drawn, 0), ref_logp.masked_fill(~drawn, 0)
-    divergence = (policy * (logp - other)).sum(-1)
+    possible = ref_logp > -torch.inf
+    infinite = (drawn & ~possible).any(-1)  # then every estimator is inf with positive probability
+    logp, other = (x.masked_fill(~(drawn & possible), 0) for x in (policy_logp, ref_logp))
+    divergence = kl(policy_logp, ref_logp)
     moments = {}
     for estimator in (k1, k2, k3):
         value = estimator(logp, other)
-        mean = (policy * value).sum(-1)
-        centred = torch.where(mean.isinf().unsqueeze(-1), torch.inf, value - mean.unsqueeze(-1))
-        variance = torch.where(drawn, policy * centred.square(), 0).sum(-1)
-        bias = torch.where(mean == divergence, 0, mean - divergence)  # inf - inf where both diverge
+        if value.isinf().any():
+            raise ValueError(
+                f"policy_logp{first(value.isinf())} is so far below ref_logp that {estimator.__name__} "
+                f"overflows {value.dtype}. Pass float64, or set outcomes that are never drawn to -inf."
+            )
+        mean = (policy_logp.exp() * value).sum(-1)
+        scatter = (policy_logp / 2).exp() * (value - mean.unsqueeze(-1))  # squared last: it may be large
+        mean, variance = (torch.where(infinite, torch.inf, x) for x in (mean, scatter.square().sum(-1)))
+        bias = torch.where(infinite, 0, mean - divergence)
         moments[estimator.__name__] = Moments(mean, variance, bias)
     return moments
 
@@ -87,6 +94,7 @@ def optimal_coef(
         >>> round(optimal_coef(logp, logp.flip(-1)).item(), 4)
         0.8727
     """
+    check_distributions(policy_logp=policy_logp, ref_logp=ref_logp)
     spread, distance = chi2(ref_logp, policy_logp), jeffreys(policy_logp, ref_logp)
     if (spread == 0).any():
         raise ValueError("policy_logp equals ref_logp, so every coef has variance 0 and none is optimal.")
@@ -132,7 +140,7 @@ def gaussian_moments(mu: float, sigma: float = 1.0) -> dict[str, Moments]:
     divergence = s.log() + (m.square() - excess) / (2 * s.square())
     c2, c3, c4 = 2 * a**2 + b**2, 8 * a**3 + 6 * a * b**2, 48 * a**4 + 48 * a**2 * b**2
     second = c2 + divergence**2
-    fourth = c4 + 3 * c2**2 + 4 * divergence * c3 + 6 * divergence**2 * c2 + divergence**4
+    var_square = c4 + 2 * c2**2 + 4 * divergence * c3 + 4 * divergence**2 * c2  # of log_ratio²
     both = (excess**2 + 2 * m**2 + m**2 * excess) / (2 * (1 + excess))  # Jeffreys, free of cancellation
     if excess < 1:  # χ²(ref ‖ policy) = E_ref[w] - 1 exists
         exponent = m**2 / (1 - excess) - torch.log1p(-(excess**2)) / 2
@@ -142,6 +150,6 @@ def gaussian_moments(mu: float, sigma: float = 1.0) -> dict[str, Moments]:
     zero = torch.zeros_like(m)
     return {
         "k1": Moments(divergence, c2, zero),
-        "k2": Moments(second / 2, (fourth - second**2) / 4, second / 2 - divergence),
+        "k2": Moments(second / 2, var_square / 4, second / 2 - divergence),
         "k3": Moments(divergence, var_k3, zero),
     }

@@ -24,7 +24,8 @@ def optimal_policy(
 
     Raises:
         jaxtyping.TypeCheckError: shapes differ or a dtype is not floating.
-        ValueError: ref_logp is not normalised, a reward is not finite, or beta is not above 0.
+        ValueError: ref_logp is not normalised, a reward is not finite, or beta is not above 0 or so small
+            that reward / beta overflows.
 
     Source:
         Rafailov et al. (2023), eq. 4. Korbak et al. (2022) read it as a posterior.
@@ -39,6 +40,8 @@ def optimal_policy(
     check_distributions(ref_logp=ref_logp)
     check_finite(reward=reward)
     check_positive(beta=beta)
-    scores = ref_logp + reward / beta
+    tilt = reward / beta
+    check_finite(**{"reward / beta": tilt})
+    scores = ref_logp + tilt
     log_z = scores.logsumexp(-1)
     return scores - log_z.unsqueeze(-1), log_z

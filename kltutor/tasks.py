@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 END = 0
 
-Policy = Callable[
-    [Tensor], Tensor
-]  # tokens (batch, time) -> logits (batch, time, vocab); logits[:, t] predict t+1
+# From tokens (batch, time) to logits (batch, time, vocab), where logits[:, t] predict token t+1.
+Policy = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,15 @@ class Task:
             raise ValueError(f"words are {self.words}; at least two different words are expected.")
         if self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}; at least 1 is expected.")
-        if not self.prompts or len({len(prompt) for prompt in self.prompts}) != 1 or not self.prompts[0]:
+        lengths, different = {len(prompt) for prompt in self.prompts}, set(self.prompts)
+        if len(lengths) != 1 or 0 in lengths or len(different) != len(self.prompts):
             raise ValueError(
-                f"prompts are {self.prompts}; one or more, non-empty and of one length, are expected."
+                f"prompts are {self.prompts}; one or more different ones, non-empty and of one length, "
+                "are expected."
             )
         probs = self.prompt_probs
-        if len(probs) != len(self.prompts) or min(probs) < 0 or abs(sum(probs) - 1) > 1e-12:
+        valid = all(p >= 0 for p in probs) and abs(sum(probs) - 1) <= 1e-12  # so written, nan is not
+        if len(probs) != len(self.prompts) or not valid:
             raise ValueError(
                 f"prompt_probs are {probs}; one probability a prompt, summing to 1, is expected."
             )
@@ -135,8 +137,10 @@ class TabularPolicy(nn.Module):
         task, device = self.task, self.logits.device
         prompts = task.prompt_tokens.to(device)
         length = prompts.shape[1]
-        matches = (tokens[:, None, :length] == prompts).all(-1)
-        if tokens.shape[1] < length or not matches.any(-1).all():
+        matches = torch.zeros(len(tokens), len(prompts), dtype=torch.bool, device=device)
+        if tokens.shape[1] >= length:
+            matches = (tokens[:, None, :length] == prompts).all(-1)
+        if not matches.any(-1).all():
             raise ValueError(f"tokens do not begin with one of the {len(prompts)} prompts of {task.name}.")
         prompt = matches.int().argmax(-1)
         completion = tokens[:, length:]

@@ -1,0 +1,56 @@
+# make book    build the book and print where it is      make test       everything CI runs
+# make lab     JupyterLab on the book                    make check      the fast part of the tests
+# make notebooks  re-execute and normalise all notebooks in place
+#
+# Each creates .venv with the pinned packages when it is missing. On Linux, PyPI's torch brings CUDA with
+# it; TORCH_INDEX=<url of a package index> adds an index to take a smaller build from.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+HTML := book/_build/html
+STRICT := build/strict
+# Notebooks print the same digits on any machine only if sums run in one order.
+export OMP_NUM_THREADS := 1
+export PYTHONHASHSEED := 0
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: book test check lab notebooks strict clean
+
+book: .venv/installed
+	$(BIN)/jupyter-book build book --all
+	@echo "Open $(CURDIR)/$(HTML)/index.html"
+
+test: .venv/installed strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest --nbval --nbval-current-env -p no:cacheprovider book/*.ipynb
+	$(BIN)/kltutor verify
+	KLTUTOR_BOOK=$(CURDIR)/$(STRICT)/_build/html $(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not book and not slow"
+
+# Warnings are errors, and the stored outputs are used: nbval has executed them already.
+strict: .venv/installed
+	KLTUTOR_EXECUTE=off $(BIN)/jupyter-book build book --all -n -W --keep-going --path-output $(STRICT)
+
+lab: .venv/installed
+	$(BIN)/jupyter-lab book
+
+notebooks: .venv/installed
+	$(BIN)/python book/notebooks.py
+
+clean:
+	rm -rf build dist book/_build .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	touch $@

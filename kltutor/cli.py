@@ -1,0 +1,118 @@
+"""The command `kltutor`: run the ledger of claims from a terminal."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kltutor.claims import Result
+
+app = typer.Typer(
+    help="KL regularisation in RLHF: check the claims of the book.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    app()
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from kltutor import __version__
+
+        typer.echo(f"kltutor {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """KL regularisation in RLHF: check the claims of the book."""
+
+
+@app.command()
+def verify(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ID", help="A claim id such as KL-101; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list and nothing else.")] = False,
+) -> None:
+    """Check every claim of the book, or those named, and print the evidence.
+
+    Exit status 0: all hold; 1: a check failed; 2: an id is unknown.
+    """
+    from kltutor import claims
+
+    try:
+        results = claims.verify(only or None)
+    except ValueError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    failed = sum(not result.passed for result in results)
+    if as_json:
+        typer.echo(json.dumps([_record(result) for result in results], ensure_ascii=False, indent=1))
+    else:
+        from rich.console import Console
+
+        seconds = sum(result.seconds for result in results)
+        Console().print(_table(results))
+        typer.echo(f"{len(results) - failed} of {len(results)} claims hold; {seconds:.1f} s.")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _record(result: "Result") -> dict[str, object]:
+    claim = result.claim
+    return {
+        "id": claim.id,
+        "section": claim.section,
+        "says": claim.says,
+        "verdict": claim.verdict,
+        "condition": claim.condition,
+        "folklore": claim.folklore,
+        "kind": claim.kind,
+        "badge": claim.badge,
+        "sources": list(claim.sources),
+        "passed": result.passed,
+        "evidence": result.evidence,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _table(results: "list[Result]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Claims")
+    for heading in ("id", "section"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("statement", ratio=3, max_width=72)
+    for heading in ("verdict", "kind"):
+        table.add_column(heading)
+    table.add_column("result", no_wrap=True)
+    table.add_column("evidence", ratio=3)
+    table.add_column("s", justify="right", no_wrap=True)
+    for result in results:
+        claim = result.claim
+        says = claim.plain
+        table.add_row(
+            claim.id,
+            claim.section,
+            Text(says if len(says) <= 100 else says[:99].rstrip() + "…"),
+            claim.verdict,
+            claim.kind,
+            Text("holds", "green") if result.passed else Text("FAILS", "bold red"),
+            Text(result.evidence),  # a Text, since square brackets in a string would be markup
+            f"{result.seconds:.2f}",
+        )
+    return table

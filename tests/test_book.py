@@ -1,0 +1,96 @@
+"""The book as files: what is committed is executed, normal, described for those who cannot see, and backed by claims."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from kltutor import claims
+
+BOOK = Path(__file__).parents[1] / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
+HIDDEN = {"hide-input", "remove-input", "remove-cell"}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def prose(path):
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_code_cell_was_executed_in_order_and_without_error(path):
+    cells = [cell for cell in code_cells(path) if cell.source.strip()]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert any(cell.outputs for cell in cells)  # nbval passes a stripped notebook without comparing anything
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_normal_so_that_a_second_execution_changes_no_byte(path):
+    spec = importlib.util.spec_from_file_location("notebooks", BOOK / "notebooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.normalise(read(path)) == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_visible_code_is_short_and_figures_are_described(path):
+    for cell in code_cells(path):
+        if not HIDDEN & set(cell.metadata.get("tags", [])):
+            assert len(cell.source.splitlines()) <= 15, cell.source
+        if any("image/svg+xml" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")) > 40, cell.source
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_no_output_names_a_place_or_a_day(path):
+    text = json.dumps([cell.outputs for cell in code_cells(path)])
+    assert not re.search(r"/(root|home|tmp|work)/|0x[0-9a-f]{8}|20\d\d-\d\d-\d\d", text)
+
+
+def test_the_contents_list_every_page_and_nothing_else():
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    listed = {toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])}
+    assert listed == {path.stem for path in [*NOTEBOOKS, *BOOK.glob("*.md")]}
+
+
+def test_every_claim_is_stated_in_its_chapter_and_every_badge_has_a_claim():
+    known = {claim.id for claim in claims.all_claims()}
+    cited = {}
+    for path in [*CHAPTERS, *BOOK.glob("*.md")]:
+        cited[path.stem] = set(re.findall(r"\{claim\}`([^`]+)`", prose(path)))
+    assert set().union(*cited.values()) <= known
+    for path in CHAPTERS:
+        chapter = {id for id in known if id[3] == str(int(path.name[:2]))}
+        assert chapter <= cited[path.stem], sorted(chapter - cited[path.stem])
+
+
+def test_every_citation_has_an_entry_and_every_entry_is_cited():
+    bib = (BOOK / "references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{([^,]+),", bib, re.MULTILINE)
+    text = "\n".join(prose(path) for path in [*CHAPTERS, *BOOK.glob("*.md")])
+    cited = {key.strip() for group in re.findall(r"\{cite[^}]*\}`([^`]+)`", text) for key in group.split(",")}
+    assert len(keys) == len(set(keys))
+    assert cited <= set(keys), sorted(cited - set(keys))
+    needed = cited | {key for claim in claims.all_claims() for key in claim.sources}
+    assert set(keys) == needed, sorted(set(keys) ^ needed)
+
+
+def test_the_bad_words_of_work_in_progress_are_nowhere():
+    for path in [*NOTEBOOKS, *BOOK.glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b(TODO|FIXME|TBD|lorem ipsum|coming soon)\b", text, re.IGNORECASE), path.name

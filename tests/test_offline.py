@@ -1,0 +1,110 @@
+"""The built book in a real browser with the network off: nothing leaves the disk, and every formula is set."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.book
+
+HTML = Path(os.environ.get("KLTUTOR_BOOK", Path(__file__).parents[1] / "book" / "_build" / "html"))
+PAGES = sorted(HTML.glob("*.html"))
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+# Where a page loads something from, as opposed to where a link leads.
+LOADS = re.compile(r"""<(?:script|img|iframe|source)[^>]+src=["'](?:https?:)?//|<link[^>]+href=["'](?:https?:)?//""")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path, "install chromium: the offline promise can only be checked in a browser"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+def visit(request, browser):
+    """Open pages of the book, and fail on any request that leaves the disk or any script error."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True, color_scheme=scheme)
+    page = context.new_page()
+    left, errors = [], []
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else left.append(r.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def go(name):
+        page.goto((HTML / name).as_uri())
+        page.wait_for_load_state("load")
+        page.wait_for_function("!window.MathJax || (MathJax.startup && MathJax.startup.promise)")
+        page.evaluate("window.MathJax && MathJax.startup.promise")
+        return page
+
+    yield go
+    assert left == []
+    assert errors == []
+    context.close()
+
+
+def test_the_book_is_there():
+    assert {"index.html", "intro.html", "02_estimators.html", "claims.html", "api.html"} <= {p.name for p in PAGES}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_page_names_a_place_to_load_from(path):
+    text = path.read_text(encoding="utf-8")
+    assert not LOADS.search(text)
+    assert not re.search(r"unpkg\.com|jsdelivr|cdnjs|require\.js|THEBE_JS_URL", text)
+
+
+@pytest.mark.parametrize("name", [path.name for path in PAGES])
+def test_formulas_are_set_and_nothing_is_wider_than_the_screen(visit, name):
+    page = visit(name)
+    assert page.evaluate("document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
+    text = page.evaluate("document.querySelector('article, main, body').innerText")
+    assert not re.search(r"\\[()\[\]]|\\(frac|text|operatorname|mathrm|pol|refp|KL)\b", text)
+    waiting = page.evaluate("[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length")
+    assert waiting == 0
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_the_chapters_do_hold_formulas(visit):
+    for name in ("01_kl_basics.html", "02_estimators.html", "claims.html"):
+        assert visit(name).evaluate("document.querySelectorAll('mjx-container').length") > 20
+
+
+def test_search_finds_a_word_of_a_chapter(visit):
+    page = visit("search.html?q=variance")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    found = page.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
+    assert any("02_estimators.html" in link for link in found)
+
+
+def test_every_badge_leads_to_its_row_of_the_ledger(visit):
+    links = set()
+    for name in ("intro.html", "01_kl_basics.html", "02_estimators.html"):
+        links |= set(visit(name).evaluate("[...document.querySelectorAll('a.claim')].map(a => a.getAttribute('href'))"))
+    rows = set(visit("claims.html").evaluate("[...document.querySelectorAll('.ledger-row')].map(e => 'claims.html#' + e.id)"))
+    assert len(links) > 40
+    assert links <= rows
+
+
+def test_every_figure_has_a_description_and_loads(visit):
+    for name in ("01_kl_basics.html", "02_estimators.html"):
+        page = visit(name)
+        page.evaluate("document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })")
+        figures = page.evaluate("[...document.querySelectorAll('.cell_output img')].map(i => [i.alt, i.naturalWidth])")
+        assert figures
+        assert all(len(alt) > 40 and width > 0 for alt, width in figures)
