@@ -145,22 +145,22 @@ def alpha_divergence(
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}; a finite number is expected.")
+    check_distributions(p=p, q=q)
     if alpha == 1:
         return kl(p, q)
     if alpha == 0:
         return kl(q, p)
-    check_distributions(p=p, q=q)
-    both = (p > -torch.inf) & (q > -torch.inf)
+    in_p, in_q = p > -torch.inf, q > -torch.inf
+    both = in_p & in_q
     first, second = torch.where(both, p, 0), torch.where(both, q, 0)
     log_ratio = first - second
     # f(t) = (t^α - αt - (1-α)) / (α(α-1)) with t = p/q is a non-negative generator of the same divergence.
     terms = _scaled_expm1(second, alpha * log_ratio) - alpha * _scaled_expm1(second, log_ratio)
     inside = terms.sum(-1) / (alpha * (alpha - 1))
-    p_alone = torch.where(both, 0, p.exp()).sum(-1)  # t = inf: f(t)/t -> 1/(1-α) if α < 1, else inf
-    q_alone = torch.where(both, 0, q.exp()).sum(-1)  # t = 0: f(0) = 1/α if α > 0, else inf
-    outside_p = torch.where(p_alone > 0, p_alone / (1 - alpha) if alpha < 1 else torch.inf, 0)
-    outside_q = torch.where(q_alone > 0, q_alone / alpha if alpha > 0 else torch.inf, 0)
-    return inside + outside_p + outside_q
+    # Where only p has mass, t = inf and f(t)/t -> 1/(1-α); where only q has, t = 0 and f(t) = 1/α.
+    outside = torch.where(both, 0, p.exp()) / (1 - alpha) + torch.where(both, 0, q.exp()) / alpha
+    lacking = in_p & ~in_q if alpha > 1 else in_q & ~in_p if alpha < 0 else torch.zeros_like(both)
+    return torch.where(lacking.any(-1), torch.inf, inside + outside.sum(-1))
 
 
 def gaussian_kl(

@@ -1,4 +1,6 @@
-"""The one look of every figure: a role keeps its colour, dash and marker through the book."""
+"""The one look of every figure and table: a role keeps its colour, dash and marker through the book."""
+
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -72,6 +74,15 @@ def label(
 def finish(ax: Axes, *, title: str, xlabel: str, ylabel: str) -> None:
     """Give an axis its finding as the title, and both its axis labels with units."""
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+
+
+def table(rows: list[dict[str, Any]], digits: str = ".4f") -> Any:
+    """Return rows as a Markdown table for a notebook; keys become the header, floats are printed with `digits`."""
+    from IPython.display import Markdown
+    from tabulate import tabulate
+
+    plain = [{key: getattr(value, "item", lambda v=value: v)() for key, value in row.items()} for row in rows]
+    return Markdown(tabulate(plain, headers="keys", tablefmt="pipe", floatfmt=digits))
 
 
 def _look(role: str) -> dict[str, str]:

@@ -192,6 +192,8 @@ def _gaussian_logp(
 
 
 def _check_grid(grid: Float[Tensor, " point"]) -> None:
+    if grid.dtype != torch.float64:
+        raise ValueError(f"grid is {grid.dtype}; fits need torch.float64.")
     steps = grid.diff()
     if len(grid) < 3 or not (steps > 0).all() or (steps - steps.mean()).abs().max() > 1e-6 * steps.mean():
         raise ValueError("grid is not an equally spaced ascending vector of at least 3 points.")
@@ -199,10 +201,8 @@ def _check_grid(grid: Float[Tensor, " point"]) -> None:
 
 def _check_target(grid: Float[Tensor, " point"], target_logp: Float[Tensor, " point"]) -> None:
     _check_grid(grid)
-    if grid.dtype != torch.float64 or target_logp.dtype != torch.float64:
-        raise ValueError(
-            f"grid is {grid.dtype} and target_logp {target_logp.dtype}; fits need float64 for both."
-        )
+    if target_logp.dtype != torch.float64:
+        raise ValueError(f"target_logp is {target_logp.dtype}; fits need torch.float64.")
     check_distributions(target_logp=target_logp)
     _check_covers(target_logp, "target_logp")
 

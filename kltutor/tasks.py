@@ -144,7 +144,7 @@ class TabularPolicy(nn.Module):
             raise ValueError(f"tokens do not begin with one of the {len(prompts)} prompts of {task.name}.")
         prompt = matches.int().argmax(-1)
         completion = tokens[:, length:]
-        if completion.shape[1] and (completion.min() < 0 or completion.max() >= len(task.words)):
+        if completion.numel() and (completion.min() < 0 or completion.max() >= len(task.words)):
             raise ValueError(f"tokens after the prompt lie outside the vocabulary of {task.name}.")
         base = len(task.words) - 1
         index = torch.zeros(len(tokens), dtype=torch.long, device=device)  # position in open_prefixes

@@ -105,8 +105,8 @@ def test_a_beta_so_small_that_the_tilt_overflows_is_an_error():
 
 def test_errors_name_the_argument():
     ref_logp, reward = tensor(REF).log(), tensor(REWARD)
-    with pytest.raises(ValueError, match=r"ref_logp\[\] sums to 2"):
-        optimal_policy(ref_logp + math.log(2), reward + 0, 1.0)
+    with pytest.raises(ValueError, match=r"ref_logp\[\] sums to 0.5"):
+        optimal_policy(ref_logp - math.log(2), reward, 1.0)
     for value in (NAN, INF, -INF):
         with pytest.raises(ValueError, match=rf"reward\[2\] is {value}"):
             optimal_policy(ref_logp, tensor([0.0, 0.0, value, 0.0]), 1.0)

@@ -47,8 +47,8 @@ def gibbs_inequality(*, normalised: bool = True) -> Derivation:
     )
     derivation.at_least(
         sum(p - q for p, q in zip(pi, ref, strict=True)),
-        r"Lemma: $\log x \le x - 1$. Take $x = \pi_{\mathrm{ref},i}/\pi_i$, so that "
-        r"$\pi_i \log(\pi_i/\pi_{\mathrm{ref},i}) \ge \pi_i - \pi_{\mathrm{ref},i}$, with equality only at $x = 1$.",
+        r"Lemma: $\log x \le x - 1$, with equality only at $x = 1$. Take $x = \pi_{\mathrm{ref},i}/\pi_i$ "
+        r"and weight by $\pi_i$: $\pi_i \log(\pi_i/\pi_{\mathrm{ref},i}) \ge \pi_i - \pi_{\mathrm{ref},i}$.",
         lemma=tangent,
         terms=[(p, {x: q / p}) for p, q in zip(pi, ref, strict=True)],
     )
@@ -64,8 +64,8 @@ def gibbs_inequality(*, normalised: bool = True) -> Derivation:
 def chain_rule(*, normalised: bool = True) -> Derivation:
     """Derive that KL of two tokens is KL of the first plus the expected KL of the second.
 
-    The first token is a or b, the second u or v; pi_u|a is the probability of u after a. Break it: without `normalised` the
-    conditionals need not sum to one.
+    The first token is a or b, the second u or v; pi_u|a is the probability of u after a.
+    Break it: without `normalised` the conditionals need not sum to one.
     """
     firsts, seconds = ("a", "b"), ("u", "v")
     pi, ref = ({a: sp.Symbol(f"{stem}_{a}", positive=True) for a in firsts} for stem in ("pi", "ref"))
@@ -101,34 +101,45 @@ def fisher_hessians(*, at_reference: bool = True) -> Derivation:
     Three outcomes, one free logit each; the Hessian is diag(π) - ππᵀ. Break it: without `at_reference` the
     derivatives are taken where the two differ.
     """
-    pi, ref = outcomes("pi"), outcomes("ref")
+    pi, gaps = outcomes("pi"), sp.symbols("delta_1:4", real=True)
     logits = sp.symbols("z_1:4", real=True)
+    ref = [p * sp.exp(-gap) for p, gap in zip(pi, gaps, strict=True)]
     log_norm = sp.log(sum(map(sp.exp, logits)))
     policy = [sp.exp(z - log_norm) for z in logits]
     log_ratio = [z - log_norm - sp.log(q) for z, q in zip(logits, ref, strict=True)]
     here = {pi[2]: 1 - pi[0] - pi[1]}
     if at_reference:
-        here = dict(zip(ref, pi, strict=True)) | here
-    else:
-        here |= {ref[2]: 1 - ref[0] - ref[1]}
-    values = {
-        KL: sum(p * d for p, d in zip(policy, log_ratio, strict=True)),
-        REVERSED_KL: -sum(q * d for q, d in zip(ref, log_ratio, strict=True)),
-        r"\mathbb{E}_\pi[k_2]": sum(p * d**2 / 2 for p, d in zip(policy, log_ratio, strict=True)),
-    }
-    fisher = sp.ImmutableMatrix(3, 3, lambda i, j: pi[i] * int(i == j) - pi[i] * pi[j])
+        here |= dict.fromkeys(gaps, 0)
 
-    derivation = Derivation("One local geometry for both directions and for k2")
-    for name, value in values.items():
-        hessian = sp.hessian(value, logits).subs({z: sp.log(p) for z, p in zip(logits, pi, strict=True)})
-        derivation.start(
-            hessian.as_immutable(),
-            r"Second derivatives in the logits $z$, with $\pi$ the softmax of $z$.",
-            name=rf"\nabla_z^2\, {name}",
-            shown=False,
-        )
-        derivation.equal(fisher, "Differentiate, then let the two meet.", given=here)
-    return derivation
+    def curvature(value: sp.Expr) -> sp.Expr:
+        hessian = sp.hessian(value, logits)
+        return hessian.subs({z: sp.log(p) for z, p in zip(logits, pi, strict=True)}).as_immutable()
+
+    derivation = Derivation("One local geometry for both directions and for k2", outcomes=3)
+    derivation.start(
+        curvature(sum(p * d for p, d in zip(policy, log_ratio, strict=True))),
+        r"Second derivatives in the logits $z$ of $\pi$. The reference is "
+        r"$\pi_{\mathrm{ref},i} = \pi_i e^{-\delta_i}$; the two meet where every $\delta_i = 0$.",
+        name=rf"\nabla_z^2\, {KL}",
+        shown=False,
+    )
+    derivation.equal(
+        curvature(sum(p * d**2 / 2 for p, d in zip(policy, log_ratio, strict=True))),
+        "The mean of k2, with the sampler differentiated as well.",
+        given=here,
+        name=r"\nabla_z^2\, \mathbb{E}_\pi[k_2]",
+    )
+    derivation.equal(
+        curvature(-sum(q * d for q, d in zip(ref, log_ratio, strict=True))),
+        "The other direction.",
+        given=here,
+        name=rf"\nabla_z^2\, {REVERSED_KL}",
+    )
+    return derivation.equal(
+        sp.ImmutableMatrix(3, 3, lambda i, j: pi[i] * int(i == j) - pi[i] * pi[j]),
+        r"All three are $\mathrm{diag}(\pi) - \pi\pi^\top$, the Fisher matrix of the softmax.",
+        given=here,
+    )
 
 
 def pinsker_bernoulli(*, constant: int = 2) -> Derivation:
@@ -145,7 +156,7 @@ def pinsker_bernoulli(*, constant: int = 2) -> Derivation:
     )
     return derivation.at_least(
         constant * (x - y) ** 2,
-        r"Hold $x$ and look for the minimum over $y$, with $0 < x < 1$ and $0 < y < 1$.",
+        "Hold $x$ and look for the minimum over $y$.",
         minimum=(y, x),
         on={x: (0, 1), y: (0, 1)},
     )

@@ -5,25 +5,16 @@ next one is equal to it, or bounds it. A claim that does not follow raises `Deri
 what is left over. Nothing is sampled and nothing is evaluated in floating point.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import sympy as sp
 from sympy.core.function import Application
-from sympy.printing.latex import LatexPrinter, translate
 
-Substitution = Mapping[sp.Expr, sp.Expr | int]  # of symbols and undefined functions
+from kltutor.derivations.printing import BookPrinter, Substitution, latex, visible
+
 Interval = tuple[sp.Expr | int, sp.Expr | int]
-
-WIDTH = 46  # characters of a formula before it is broken into rows
-
-LATEX_STEMS = {
-    "KL": r"\mathrm{KL}",
-    "VarK1": r"\mathrm{Var}[k_1]",
-    "chi2": r"{\chi^2}",
-}
 
 
 class DerivationError(ValueError):
@@ -41,8 +32,8 @@ class Step(NamedTuple):
     relation: str  # "" opens a chain; else "=", r"\ge" or r"\le"
     expr: sp.Expr
     reason: str
-    name: str = ""  # LaTeX of what the chain is about, on its first line
-    shown: bool = True  # False where the name alone says it better than the formula
+    name: str = ""  # LaTeX: what a chain is about, or what to print in place of a formula
+    shown: bool = True  # False where the name alone is printed
     given: Substitution = MappingProxyType({})  # the assumptions that the step needs
 
 
@@ -55,30 +46,37 @@ def collect_logs(expr: sp.Expr) -> sp.Expr:
 ROUTES = (sp.expand, sp.factor, collect_logs, sp.simplify)
 
 
-def residual(previous: sp.Expr, claim: sp.Expr) -> sp.Expr:
-    """Return 0 if a route proves the two equal, else the shortest form of previous - claim."""
+def residual(
+    previous: sp.Expr, claim: sp.Expr, routes: tuple[Callable[[sp.Expr], sp.Expr], ...] = ROUTES
+) -> sp.Expr:
+    """Return 0 if a route proves the two equal, else the shortest form of previous - claim.
+
+    Of two matrices that differ, it is the entry of the difference that is shortest to write.
+    """
     difference = (previous - claim).doit()
     if isinstance(difference, sp.MatrixBase):
-        left = difference.applyfunc(lambda entry: residual(entry, sp.S.Zero))
-        return sp.S.Zero if left.is_zero_matrix else left.as_immutable()
-    order, forms = claim.getO(), []
-    for route in ROUTES:
-        form = route(difference)
-        if form == 0 or (order is not None and isinstance(form, sp.Order) and order.contains(form)):
+        left = [entry for entry in (residual(entry, sp.S.Zero, routes) for entry in difference) if entry != 0]
+        return min(left, key=_length) if left else sp.S.Zero
+    if difference.has(sp.Order):  # only expansion is sure to keep the remainder
+        form, order = sp.expand(difference), claim.getO()
+        return sp.S.Zero if isinstance(form, sp.Order) and order and order.contains(form) else form
+    forms = []
+    for route in routes:
+        forms.append(route(difference))
+        if forms[-1] == 0:
             return sp.S.Zero
-        forms.append(form)
-    return forms[0] if difference.has(sp.Order) else min(forms, key=_length)
+    return min(forms, key=_length) if len(forms) > 1 else forms[0]
 
 
-def _length(form: sp.Expr) -> tuple[bool, int, str]:
+def _length(form: sp.Expr) -> tuple[bool, int]:
     """Measure how hard a form is to read; a power with a symbolic exponent inside a logarithm is worst."""
     powers = [power for log in form.atoms(sp.log) for power in log.atoms(sp.Pow)]
-    return any(power.exp.free_symbols for power in powers), int(sp.count_ops(form)), str(form)
+    return any(power.exp.free_symbols for power in powers), int(sp.count_ops(form))
 
 
 def on_interval(expr: sp.Expr, on: Mapping[sp.Symbol, Interval]) -> sp.Expr:
     """Write every symbol s in (a, b) as (a + b t)/(1 + t), which meets each of its values once as t > 0."""
-    odds = {s: sp.Symbol(f"t_{s.name}", positive=True) for s in on}
+    odds = {s: sp.Dummy(positive=True) for s in on}
     return expr.subs({s: (a + b * odds[s]) / (1 + odds[s]) for s, (a, b) in on.items()})
 
 
@@ -111,7 +109,7 @@ class Derivation:
         Traceback (most recent call last):
         ...
         kltutor.derivations.engine.DerivationError: 'A square is never negative', step 4: not equal. A slip.
-        Residual: 1
+        Residual: -1
     """
 
     def __init__(self, title: str, *, where: Substitution | None = None, outcomes: int = 0) -> None:
@@ -137,8 +135,11 @@ class Derivation:
         given: Substitution | None = None,
         lemma: "Derivation | None" = None,
         terms: Sequence[tuple[sp.Expr | int, Substitution]] = (),
+        name: str = "",
     ) -> "Derivation":
         """Add a step equal to the last one, under the assumptions `given` (symbol: value).
+
+        With a `name`, that LaTeX is printed in place of the formula.
 
         With a lemma, the step must follow from adding up weight · lemma at the given values, one
         (weight, values) of `terms` at a time.
@@ -147,17 +148,20 @@ class Derivation:
         if lemma is not None and lemma.relation != "=":
             raise self._error(f"the lemma {lemma.title!r} is no equality", claim)
         proved = self._instances(lemma, terms) if lemma is not None else sp.S.Zero
-        sides = (self._last - proved if lemma else self._last), claim
-        # The weakest assumptions first: a step lists under "Given" only what it needs.
-        for known in ({}, self.where, self.where | dict(given or {})):
-            left = residual(*(self._put_in(side, known) for side in sides))
+        before = self._last - proved if lemma else self._last
+        if self.where.keys() & (given or {}).keys():
+            raise self._error("an abbreviation cannot be given another value", claim)
+        everything = self.where | dict(given or {})
+        for known in ({}, self.where, everything):  # a step lists under "Given" only what it needs
+            routes = ROUTES if known == everything else (sp.expand,)
+            left = residual(self._put_in(before, known), self._put_in(claim, known), routes)
             if left == 0:
-                used = {
-                    symbol: value for symbol, value in (given or {}).items() if known.get(symbol) == value
-                }
+                used = {symbol: value for symbol, value in (given or {}).items() if symbol in known}
                 self._conditional |= bool(used)
-                self.steps.append(Step("=", claim, reason, given=used))
+                self.steps.append(Step("=", claim, reason, name, not name, used))
                 return self
+            if known == everything:
+                break
         raise self._error(f"not equal. {reason}", left)
 
     def at_least(
@@ -227,6 +231,8 @@ class Derivation:
             raise self._error("a chain bounds from one side only", claim)
         raw = self._last - claim if relation == r"\ge" else claim - self._last
         gap = self._put_in(raw, self.where)
+        if gap.has(sp.Order):
+            raise self._error("a remainder has no sign", gap)
         if lemma is not None:
             if lemma.relation == r"\le" or not all(sp.sympify(weight).is_nonnegative for weight, _ in terms):
                 raise self._error("a bound needs weights >= 0 and a lemma with >=", gap)
@@ -237,7 +243,10 @@ class Derivation:
             reason += self._minimum(gap, minimum, on or {})
         elif not (sign(raw, on or {}) or sign(gap, on or {})):
             raise self._error(f"not known to be >= 0. {reason}", residual(gap, sp.S.Zero))
-        self._conditional |= bool(on)
+        if on:
+            self._conditional = True
+            ranges = (f"${latex(a)} < {latex(x)} < {latex(b)}$" for x, (a, b) in on.items())
+            reason += f" For {', '.join(ranges)}."
         self.steps.append(Step(relation, claim, reason))
         return self
 
@@ -266,9 +275,8 @@ class Derivation:
         where = rf"${latex(x)} = {latex(at)}$"
         factor, bend = sp.factor(sp.cancel(slope / (x - at))), sp.simplify(sp.diff(slope, x))
         if found := sign(factor, on):
-            sides = (
-                rf" The derivative of the difference is ${_factor(x - at)}\cdot {latex(_tidy(factor, on))}$:"
-            )
+            product = rf"{_factor(x - at)}\cdot {latex(_tidy(factor, on))}"
+            sides = f" The derivative of the difference is ${product}$:"
             return f"{sides} it falls before {where}, where it is 0, and rises after." + _only(found, where)
         if found := sign(bend, on):
             sides = rf" The difference has second derivative ${latex(bend)}$, never negative:"
@@ -313,13 +321,17 @@ class Derivation:
 
     def _repr_markdown_(self) -> str:
         """Return the title, an aligned block of numbered lines, and the reason of each."""
-        printer, rows = BookPrinter(self.outcomes), []
+        printer = BookPrinter(self.outcomes)
+        rows: list[str] = []
+        left_side = max(visible(step.name) for step in self.steps if not step.relation)
         for number, step in enumerate(self.steps, 1):
             if rows and not step.relation:
                 rows[-1] += "[6pt]"  # room before the next chain
+            head = "" if step.relation else step.name
             relation = step.relation or ("=" if step.name and step.shown else "")
-            first, *rest = printer.lines(step.expr) if step.shown else [""]
-            lines = [f"{step.name} &{relation} {first}", *(rf"&\quad {line}" for line in rest)]
+            hidden = [step.name if step.relation else ""]
+            first, *rest = printer.lines(step.expr, left_side) if step.shown else hidden
+            lines = [f"{head} &{relation} {first}", *(rf"&\quad {{}} {line}" for line in rest)]
             lines[-1] += f" &&({number})"
             rows += [rf"{line.strip()} \\" for line in lines]
         rows[-1] = rows[-1].removesuffix(r" \\")
@@ -334,89 +346,6 @@ class Derivation:
         if any(r"\sum_i" in line for line in [title, *rows, *reasons]):
             title += f" Sums run over $i = 1, \\dots, {self.outcomes}$."
         return "\n".join([title, "", *block, "", *reasons, ""])
-
-
-class BookPrinter(LatexPrinter):  # type: ignore[misc]  # sympy carries no annotations
-    r"""LaTeX in the book's notation: ref_1 is \pi_{\mathrm{ref},1}; terms alike in all outcomes are one sum."""
-
-    def __init__(self, outcomes: int = 0) -> None:
-        """Take the number of outcomes that a sum runs over."""
-        super().__init__()
-        self.outcomes = outcomes
-
-    def equations(self, known: Substitution) -> str:
-        """Return "$symbol = value$, ...", once for all outcomes where they are alike."""
-        return ", ".join(
-            f"${self.doprint(left)} = {self.doprint(right)}$"
-            for left, right in self._alike([sp.Tuple(*pair) for pair in known.items()])
-        )
-
-    def lines(self, expr: sp.Expr) -> list[str]:
-        """Return the LaTeX of an expression; a sum that is too wide is broken between its terms."""
-        if not isinstance(expr, sp.Add):
-            return [self.doprint(expr)]
-        lines = [""]
-        for text in self._signed(expr):
-            if lines[-1] and _visible(lines[-1] + text) > WIDTH:
-                lines.append("")
-            lines[-1] += text
-        return [lines[0].removeprefix(" + ").strip(), *(line.strip() for line in lines[1:])]
-
-    def _signed(self, expr: sp.Add) -> list[str]:
-        """Return the terms of a sum, each after its sign; the first is positive if any is."""
-        texts = []
-        for term in self._alike(expr.as_ordered_terms()):
-            body, sigma = term, ""
-            if isinstance(term, sp.Tuple):  # how `_alike` marks a term that stands for all outcomes
-                (body,), sigma = term, r"\sum_i "
-            negative = body.could_extract_minus_sign() and isinstance(body, sp.Mul | sp.Number)
-            texts.append((" - " if negative else " + ") + sigma + self._print(-body if negative else body))
-        leading = next((text for text in texts if text.startswith(" +")), texts[0])
-        texts.remove(leading)
-        return [leading, *texts]
-
-    def _alike(self, items: list[sp.Basic]) -> list[sp.Basic]:
-        """Replace items that differ by the outcome's index alone by one item with index i."""
-        groups: dict[sp.Basic, list[int]] = {}
-        for item in items:
-            groups.setdefault(self._pattern(item), []).append(self._index(item))
-        found, kept = set(), []
-        for item in items:
-            pattern = self._pattern(item)
-            if not self.outcomes or sorted(groups[pattern]) != list(range(1, self.outcomes + 1)):
-                kept.append(item)
-            elif pattern not in found:
-                found.add(pattern)
-                kept.append(pattern if isinstance(item, sp.Tuple) else sp.Tuple(pattern))
-        return kept
-
-    def _index(self, item: sp.Basic) -> int:
-        """Return the one index that all indexed symbols share, else 0."""
-        indices = {symbol.name.rpartition("_")[2] for symbol in item.free_symbols if "_" in symbol.name}
-        return int(indices.pop()) if len(indices) == 1 and min(indices).isdigit() else 0
-
-    def _pattern(self, item: sp.Basic) -> sp.Basic:
-        if not self._index(item):
-            return item
-        indexed = [symbol for symbol in item.free_symbols if "_" in symbol.name]
-        return item.xreplace(
-            {s: sp.Symbol(s.name.rpartition("_")[0] + "_i", **s.assumptions0) for s in indexed}
-        )
-
-    def _print_Add(self, expr: sp.Add, order: str | None = None) -> str:
-        return "".join(self._signed(expr)).removeprefix(" + ").strip()
-
-    def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
-        stem, _, index = expr.name.partition("_")
-        if stem == "ref":
-            return rf"\pi_{{\mathrm{{ref}},{index}}}"
-        base = LATEX_STEMS.get(stem, translate(stem))
-        return f"{base}_{{{index}}}" if index else base
-
-
-def latex(expr: sp.Expr) -> str:
-    """Return LaTeX in the book's notation."""
-    return BookPrinter().doprint(expr)
 
 
 def _satisfies(value: sp.Expr, symbol: sp.Symbol) -> bool:
@@ -439,9 +368,3 @@ def _tidy(expr: sp.Expr, on: Mapping[sp.Symbol, Interval]) -> sp.Expr:
 
 def _factor(expr: sp.Expr) -> str:
     return latex(expr) if expr.is_Atom else rf"\left({latex(expr)}\right)"
-
-
-def _visible(text: str) -> int:
-    """Estimate how many characters of LaTeX the reader sees."""
-    text = re.sub(r"\\(left|right|mathrm|frac|quad)", "", text)
-    return len(re.sub(r"[{}_^\s]", "", re.sub(r"\\[a-zA-Z]+", "x", text)))
