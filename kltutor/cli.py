@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from kltutor.claims import Result
 
+WIDTH = 160  # characters of a statement that the table shows
+
 app = typer.Typer(
     help="KL regularisation in RLHF: check the claims of the book.",
     no_args_is_help=True,
@@ -93,26 +95,20 @@ def _table(results: "list[Result]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Claims")
-    for heading in ("id", "section"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("statement", ratio=3, max_width=72)
-    for heading in ("verdict", "kind"):
-        table.add_column(heading)
-    table.add_column("result", no_wrap=True)
-    table.add_column("evidence", ratio=3)
-    table.add_column("s", justify="right", no_wrap=True)
+    table = Table(title="Claims", show_lines=True)
+    table.add_column("id\nsection", no_wrap=True)
+    table.add_column("statement\nevidence", ratio=1)
+    table.add_column("verdict\nkind")
+    table.add_column("result\ntime", no_wrap=True)
     for result in results:
         claim = result.claim
-        says = claim.plain
+        says = claim.plain if len(claim.plain) <= WIDTH else claim.plain[: WIDTH - 1].rstrip() + "…"
         table.add_row(
-            claim.id,
-            claim.section,
-            Text(says if len(says) <= 100 else says[:99].rstrip() + "…"),
-            claim.verdict,
-            claim.kind,
-            Text("holds", "green") if result.passed else Text("FAILS", "bold red"),
-            Text(result.evidence),  # a Text, since square brackets in a string would be markup
-            f"{result.seconds:.2f}",
+            f"{claim.id}\n{claim.section}",
+            Text.assemble(says, "\n", (result.evidence, "dim")),  # not a string: square brackets are markup
+            f"{claim.verdict}\n{claim.kind}",
+            Text.assemble(
+                ("holds", "green") if result.passed else ("FAILS", "bold red"), f"\n{result.seconds:.2f} s"
+            ),
         )
     return table

@@ -157,7 +157,8 @@ def full_vocab_kl(
         ref_logits: reference scores at the same positions, over the same vocabulary.
 
     Returns:
-        Nats per position; inf where the policy can draw a token that the reference cannot.
+        Nats per position, in the dtype of the logits though summed in float32 at least; inf where the
+        policy can draw a token that the reference cannot.
 
     Raises:
         jaxtyping.TypeCheckError: shapes differ or a dtype is not floating.
@@ -171,9 +172,12 @@ def full_vocab_kl(
         tensor([0.])
     """
     check_logits(logits=logits, ref_logits=ref_logits)
-    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    dtype = torch.promote_types(logits.dtype, ref_logits.dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # half precision would drown a small KL in rounding
+    logp, ref_logp = logits.log_softmax(-1, dtype=wide), ref_logits.log_softmax(-1, dtype=wide)
     drawn, banned = logp > -torch.inf, ref_logp == -torch.inf
     shared = drawn & ~banned  # 0 log 0 = 0, in the gradient too
     log_ratio = torch.where(shared, logp, 0) - torch.where(shared, ref_logp, 0)
     inside = (logp.exp() * log_ratio).sum(-1)
-    return torch.where((drawn & banned).any(-1), torch.inf, inside)  # even where exp(logp) rounds to 0
+    infinite = (drawn & banned).any(-1)  # even where exp(logp) rounds to 0
+    return torch.where(infinite, torch.inf, inside).to(dtype)

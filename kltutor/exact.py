@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kltutor import divergences
+from kltutor.checks import check_distributions
 from kltutor.tasks import Policy, TabularPolicy, Task
 
 MASS_TOLERANCE = 1e-12
@@ -128,13 +129,14 @@ def expectation(
     """Return Σ_x p(x) Σ_y π(y|x) values(x, y) for logp = seq_logp(policy, task); differentiable in both.
 
     Raises:
-        ValueError: logp does not belong to the task, by its shape.
+        ValueError: logp does not belong to the task, by its shape, or its probabilities do not sum to 1.
     """
     if logp.shape != (len(task.prompts), task.size):
         raise ValueError(
             f"logp has shape {tuple(logp.shape)}; (prompt, completion) of {task.name} is "
             f"{(len(task.prompts), task.size)}."
         )
+    check_distributions(logp=logp)
     weights = _prompt_probs(task, logp) * logp.exp()
     possible = weights > 0
     return (weights * torch.where(possible, values, 0)).sum()

@@ -11,11 +11,13 @@ ROLES: dict[str, dict[str, str]] = {
     "reference": {"color": "#949494", "linestyle": "--", "marker": "s"},
     "optimum": {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
     "exact": {"color": "#000000", "linestyle": ":", "marker": "None"},
-    "k1": {"color": "#332288", "linestyle": "-", "marker": "o"},
-    "k2": {"color": "#A96B59", "linestyle": "--", "marker": "s"},
-    "k3": {"color": "#AA3377", "linestyle": "-.", "marker": "^"},
+    # hollow, so that they are not taken for the three above
+    "k1": {"color": "#332288", "linestyle": "-", "marker": "o", "markerfacecolor": "none"},
+    "k2": {"color": "#A96B59", "linestyle": "--", "marker": "s", "markerfacecolor": "none"},
+    "k3": {"color": "#AA3377", "linestyle": "-.", "marker": "^", "markerfacecolor": "none"},
 }
-TEXT = {"policy": "#0072B2", "reference": "#666666", "optimum": "#B84F00"}  # at least 4.5:1 on white
+# Darker than the line where it has less than 4.5:1 on white.
+TEXT = {"policy": "#0072B2", "reference": "#666666", "optimum": "#B84F00", "k2": "#9C5F4E"}
 
 
 def use_style() -> None:
@@ -54,6 +56,7 @@ def line(role: str, *, marker: bool = False) -> dict[str, str]:
     look = dict(_look(role))
     if not marker:
         look.pop("marker")
+        look.pop("markerfacecolor", None)
     return look
 
 

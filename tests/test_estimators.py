@@ -227,6 +227,19 @@ def test_full_vocab_kl_is_infinite_where_only_the_reference_bans_a_token(logit):
     assert full_vocab_kl(logits, ref_logits).tolist() == [INF, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_full_vocab_kl_is_right_to_the_last_digit_of_half_precision_over_a_large_vocabulary(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4000, generator=generator)
+    ref_logits = (logits + torch.randn(2, 4000, generator=generator) / 20).to(dtype)
+    logits = logits.to(dtype)
+    exact = full_vocab_kl(logits.double(), ref_logits.double())  # about 0.001: lost in half-precision sums
+    value = full_vocab_kl(logits, ref_logits)
+    assert value.dtype == dtype
+    assert exact.max() < 2e-3
+    torch.testing.assert_close(value.double(), exact, rtol=max(torch.finfo(dtype).eps, 1e-3), atol=0)
+
+
 def test_full_vocab_kl_refuses_bad_logits_by_name():
     good = torch.zeros(2, 3)
     for name, place in (("logits", 0), ("ref_logits", 1)):

@@ -546,6 +546,8 @@ def test_values_of_another_task_are_refused_and_not_broadcast():
     ):
         exact.expectation(bandit.reward, ours, task)
     logp = exact.seq_logp(pair(task)[0], task)
+    with pytest.raises(ValueError, match=r"logp\[0\] sums to .* probabilities sum to 1"):
+        exact.expectation(task.reward, logp / 3, task)  # a mean per token, say
     for bad in (task.reward[:1], task.reward[:, :1], task.reward[0], task.reward.long()):
         with pytest.raises(jaxtyping.TypeCheckError, match=r"'logp'|'values'"):
             exact.expectation(bad, logp, task)

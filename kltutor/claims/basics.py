@@ -213,8 +213,7 @@ def full_vocabulary_sum_can_vary_more() -> str:
     ensure(bool((given_prefix > 1e-3).all()), "a sampled log-ratio has no variance given its prefix")
     return (
         f"Two tokens that cancel: variance {num(var_full)} full-vocabulary, {abs(var_sampled.item()):.1f} "
-        f"sampled; "
-        f"given the prefix 0 against {num(given_prefix.min(), 3)} to {num(given_prefix.max(), 3)} "
+        f"sampled; given the prefix 0 against {num(given_prefix.min(), 3)} to {num(given_prefix.max(), 3)} "
         f"at {given_prefix.numel()} prefixes."
     )
 

@@ -63,7 +63,7 @@ def zeros_of_the_two_directions() -> str:
 )
 def forward_fit_matches_moments() -> str:
     """A search that knows nothing of moments ends at them, for a Gaussian and for tilts of a dice."""
-    from scipy.optimize import minimize
+    from scipy.optimize import minimize, minimize_scalar
 
     grid = torch.linspace(-20, 20, 401, dtype=torch.float64)
     target = mixture_logp(
@@ -72,8 +72,8 @@ def forward_fit_matches_moments() -> str:
     mean = target.exp() @ grid
     sd = (target.exp() @ (grid - mean) ** 2).sqrt()
 
-    def fit(x: np.ndarray) -> Tensor:
-        return (-(((grid - x[0]) / math.exp(x[1])) ** 2) / 2).log_softmax(-1)
+    def fit(x: np.ndarray) -> Float[Tensor, " point"]:
+        return ((grid - float(x[0])) / math.exp(x[1])).square().div(-2).log_softmax(-1)
 
     exactly = {"method": "Nelder-Mead", "options": {"xatol": 1e-7, "fatol": 1e-14}}
     found = minimize(lambda x: kl(target, fit(x)).item(), np.zeros(2), **exactly)
@@ -86,11 +86,9 @@ def forward_fit_matches_moments() -> str:
 
     face, weights = torch.arange(6, dtype=torch.float64), logp(0.3, 0.1, 0.1, 0.1, 0.1, 0.3)
     base = logp(0.4, 0.2, 0.1, 0.1, 0.1, 0.1)  # tilts of this base never reach the target, only its mean
-    tilt = minimize(
-        lambda x: kl(weights, (base + x[0] * face).log_softmax(-1)).item(), np.zeros(1), tol=1e-10
-    )
-    fit = (base + float(tilt.x[0]) * face).log_softmax(-1)
-    agree(fit.exp() @ face, weights.exp() @ face, "mean of the best tilt", 1e-5)
+    tilt = minimize_scalar(lambda x: kl(weights, (base + x * face).log_softmax(-1)).item()).x
+    dice = (base + float(tilt) * face).log_softmax(-1)
+    agree(dice.exp() @ face, weights.exp() @ face, "mean of the best tilt", 1e-5)
     differ(base.exp() @ face, weights.exp() @ face, "mean of the base", 0.5)
     return (
         f"Two modes: best Gaussian has mean {found.x[0]:.4f} and sd {math.exp(found.x[1]):.4f}, target "

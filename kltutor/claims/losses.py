@@ -71,7 +71,7 @@ def gradients_of_the_three_losses() -> str:
     section="2.5",
     says=r"With $\Delta = \log(\pi_{\mathrm{ref}}/\pi)$ the gradient of k3 in $\log \pi$ is "
     r"$1 - e^{\Delta} = -\Delta - \Delta^2/2 - \dots$; with $\delta = -\Delta$ it is "
-    r"$1 - e^{-\delta} = \delta - \delta^2/2 + \dots$",
+    r"$1 - e^{-\delta} = \delta - \delta^2/2 + \dots$.",
     verdict="folklore is wrong",
     folklore=r"With $\Delta = \log(\pi_{\mathrm{ref}}/\pi)$ the gradient of k3 in $\log \pi$ is $1 - "
     r"e^{-\Delta}$.",

@@ -15,10 +15,8 @@ from kltutor.moments import estimator_moments, gaussian_moments, optimal_coef
     "KL-217",
     section="2.4",
     says=r"Schulman adds the control variate $\lambda(r - 1)$ to $-\log r$ first, takes $\lambda = 1$ "
-    r"because "
-    r"$\log r \le r - 1$, and only then reads k3 as a Bregman gap; the recipe $f(r) - f'(1)(r - 1)$ serves "
-    r"any "
-    r"$f$-divergence.",
+    r"because $\log r \le r - 1$, and only then reads k3 as a Bregman gap; the recipe $f(r) - f'(1)(r - 1)$ "
+    r"serves any $f$-divergence.",
     verdict="folklore is wrong",
     folklore="Schulman looked for a non-negative function with the right mean and found e^x - x - 1.",
     kind="cited",
@@ -40,8 +38,7 @@ def history_of_k3() -> str:
     agree((r - 1 - r.log()), k3(POLICY, REF), "the recipe for -log r and k3")
     return (
         f"Schulman (2020). From samples of q: -log r + (r - 1) has mean {num(means[0])}, r log r - (r - 1) "
-        f"has mean "
-        f"{num(means[1])}, the two KLs, and neither is ever negative."
+        f"has mean {num(means[1])}, the two KLs, and neither is ever negative."
     )
 
 
@@ -75,8 +72,7 @@ def inverted_ratio_measures_chi2() -> str:
     section="2.4",
     says=r"With samples of an old policy, $(r - 1) - \log r$ with $r = \pi/\pi_{\mathrm{old}}$ estimates "
     r"$\mathrm{KL}(\pi_{\mathrm{old}} \Vert \pi)$, not $\mathrm{KL}(\pi \Vert \pi_{\mathrm{old}})$; "
-    r"clamping $r$ at "
-    r"$10^{-8}$ floors $\log r$ at $-18.42$ and ends its gradient there.",
+    r"clamping $r$ at $10^{-8}$ floors $\log r$ at $-18.42$ and ends its gradient there.",
     verdict="holds",
     kind="exact",
     source_rows=("m:I19",),
@@ -103,9 +99,7 @@ def old_samples_measure_from_old() -> str:
     "KL-220",
     section="2.4",
     says="Libraries log different estimators of the step from the old policy: TRL's former PPO trainer k2, "
-    "verl and "
-    "OpenRLHF "
-    "k1, CleanRL and Stable-Baselines3 the $(r - 1) - \\log r$ form.",
+    "verl and OpenRLHF k1, CleanRL and Stable-Baselines3 the $(r - 1) - \\log r$ form.",
     verdict="folklore is wrong",
     folklore="approx_kl is k3 in every library.",
     kind="cited",
@@ -129,9 +123,8 @@ def what_libraries_log() -> str:
     agree(means["CleanRL, SB3"], kl(OLD, POLICY), "mean of k3")
     differ(means["TRL PPO"], kl(OLD, POLICY), "mean of k2", 0.005)
     return (
-        "trl@f2cd5771 ppo_trainer.py, verl@1dda039b core_algos.py, OpenRLHF@3c3be623 loss.py, cleanrl "
-        "ppo.py, "
-        f"sb3 ppo.py. Means: {', '.join(f'{name} {num(mean)}' for name, mean in means.items())}; "
+        f"trl@f2cd5771 ppo_trainer.py, verl@1dda039b core_algos.py, OpenRLHF@3c3be623 loss.py, cleanrl "
+        f"ppo.py, sb3 ppo.py. Means: {', '.join(f'{name} {num(mean)}' for name, mean in means.items())}; "
         f"KL(old ‖ policy) {num(kl(OLD, POLICY))}."
     )
 
@@ -140,8 +133,7 @@ def what_libraries_log() -> str:
     "KL-221",
     section="2.6",
     says=r"Computed as $e^d - d - 1$, k3 comes out negative or zero for small $d$ in float32, bfloat16 and "
-    r"float16; "
-    r"$\mathrm{expm1}(d) - d$ is never negative.",
+    r"float16; $\mathrm{expm1}(d) - d$ is never negative.",
     verdict="folklore is wrong",
     folklore="k3 is non-negative, so its computed value is.",
     kind="exact",
@@ -175,8 +167,7 @@ def expm1_keeps_the_sign() -> str:
     return (
         f"exp(d) - d - 1: {num(lows[0], 2)} at d = .01 in bfloat16, {num(lows[1], 2)} at 3e-4 in float16, "
         f"{num(plain.min(), 1)} and 0 (d = 1e-4) in float32; expm1(d) - d: none negative among all 16-bit "
-        f"numbers, "
-        "relative error below .002 for 1e-4 < |d| < 2e-3 in float32."
+        f"numbers, relative error below .002 for 1e-4 < |d| < 2e-3 in float32."
     )
 
 
@@ -184,11 +175,9 @@ def expm1_keeps_the_sign() -> str:
     "KL-223",
     section="2.4",
     says=r"When samples come from a truncated or tempered policy $q$ but are scored with the full softmax, "
-    r"k1 has "
-    r"mean $\mathrm{KL}(q \Vert \pi_{\mathrm{ref}}) - \mathrm{KL}(q \Vert \pi)$, which can be negative, "
-    r"and no "
-    r"estimator has the mean $\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}})$ or $\mathrm{KL}(q \Vert "
-    r"\pi_{\mathrm{ref}})$.",
+    r"k1 has mean $\mathrm{KL}(q \Vert \pi_{\mathrm{ref}}) - \mathrm{KL}(q \Vert \pi)$, which can be "
+    r"negative, and no estimator has the mean $\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}})$ or $\mathrm{KL}(q "
+    r"\Vert \pi_{\mathrm{ref}})$.",
     verdict="folklore is wrong",
     folklore="k1 is unbiased, so a KL curve that stays below zero must be noise or a sign error.",
     kind="exact",
@@ -219,8 +208,7 @@ def truncated_samples_bias_every_estimator() -> str:
     says="k3 is the first choice for a KL curve from samples.",
     verdict="holds if",
     condition=r"the policy that drew them covers the reference and $\chi^2(\pi_{\mathrm{ref}} \Vert \pi) < "
-    r"2J$; "
-    r"else sum k1, use $\lambda^*$, or sum the full-vocabulary KL of each prefix.",
+    r"2J$; else sum k1, use $\lambda^*$, or sum the full-vocabulary KL of each prefix.",
     kind="exact",
     source_rows=("m:C16", "f:I01", "m:I21"),
 )
@@ -249,10 +237,8 @@ def which_estimator_to_monitor_with() -> str:
     "KL-227",
     section="2.4",
     says=r"From samples of an old policy, $\sum_t k_1$ estimates $\mathrm{KL}(\pi \Vert "
-    r"\pi_{\mathrm{ref}})$ without "
-    "bias only if each term is weighted by the ratio of its whole prefix; and a log-ratio frozen at "
-    "rollout time "
-    r"gives the gradient of $\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) - "
+    r"\pi_{\mathrm{ref}})$ without bias only if each term is weighted by the ratio of its whole prefix; and "
+    r"a log-ratio frozen at rollout time gives the gradient of $\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) - "
     r"\mathrm{KL}(\pi \Vert \pi_{\mathrm{old}})$.",
     verdict="folklore is wrong",
     folklore="Multiplying each token's log-ratio by its own importance ratio corrects for stale samples.",
@@ -290,7 +276,7 @@ def stale_samples_need_prefix_ratios() -> str:
     agree(grad["frozen"], grad["kl"] - grad["to old"], "log-ratio frozen at rollout")
     differ(grad["frozen"], grad["kl"], "the frozen gradient", 0.05)
     return (
-        f"KL {num(truth)}; ratios of the prefix {num(means['prefix'])}, of the token "
-        f"{num(means['token'])}, none "
-        f"{num(means['none'])}; the frozen gradient is off by up to {num(grad['to old'].abs().max(), 3)}."
+        f"KL {num(truth)}; ratios of the prefix {num(means['prefix'])}, of the token {num(means['token'])}, "
+        f"none {num(means['none'])}; the frozen gradient is off by up to "
+        f"{num(grad['to old'].abs().max(), 3)}."
     )

@@ -86,8 +86,7 @@ def mean_of_k2_at_one_half() -> str:
     "KL-216",
     section="2.6",
     says=r"Schulman's table has closed forms: bias over KL is $0$, $\mu^2/4$, $0$ and standard deviation "
-    r"over "
-    r"KL is $2/\mu$, $\sqrt{2 + \mu^2}$, $2\sqrt{e^{\mu^2} - 1 - \mu^2}/\mu^2$; the printed $.002$ is "
+    r"over KL is $2/\mu$, $\sqrt{2 + \mu^2}$, $2\sqrt{e^{\mu^2} - 1 - \mu^2}/\mu^2$; the printed $.002$ is "
     r"$.0025$.",
     verdict="holds",
     kind="exact",
@@ -117,10 +116,9 @@ def schulmans_table() -> str:
 @claim(
     "KL-222",
     section="2.6",
-    says="k3 of a whole sequence of independent tokens has variance "
-    r"$(1 + \chi^2)^T - 1 + T\, (\mathrm{Var}\, k_1 - 2J)$ in token quantities, exponential in the length; "
-    r"the "
-    "sum of token k3 has variance $T\\, \\mathrm{Var}\\, k_3$.",
+    says=r"k3 of a whole sequence of independent tokens has variance $(1 + \chi^2)^T - 1 + T\, "
+    r"(\mathrm{Var}\, k_1 - 2J)$ in token quantities, exponential in the length; the sum of token k3 has "
+    r"variance $T\, \mathrm{Var}\, k_3$.",
     verdict="folklore is wrong",
     folklore="Take k3 of the whole-sequence log-ratio to monitor the sequence KL.",
     kind="exact",
@@ -150,8 +148,7 @@ def sequence_level_k3_explodes() -> str:
     )
     sums = [count * per_token[name].variance for name in ("k1", "k3")]
     return (
-        f"{length} coins: {num(whole.variance)} against {num(parts_variance)}; {count} tokens of mu {mu}: KL "
-        f"{num(sequence['k1'].mean, 3)}, variance {num(sums[0], 3)} (sum of k1), {num(sums[1], 2)} (sum of "
-        f"k3), "
-        f"{num(sequence['k3'].variance, 2)} (k3 of the sequence)."
+        f"{length} coins: {num(whole.variance)} against {num(parts_variance)}; {count} tokens of mu {mu}: "
+        f"KL {num(sequence['k1'].mean, 3)}, variance {num(sums[0], 3)} (sum of k1), {num(sums[1], 2)} (sum "
+        f"of k3), {num(sequence['k3'].variance, 2)} (k3 of the sequence)."
     )

@@ -27,8 +27,7 @@ from kltutor.moments import estimator_moments, gaussian_moments, optimal_coef
     "KL-203",
     section="2.5",
     says=r"For $N(0,1)$ against $N(\mu,1)$ the relative error of one draw is $2/\mu$ for k1, without bound "
-    r"near "
-    r"the reference, and tends to $\sqrt{2}$ for k2 and k3.",
+    r"near the reference, and tends to $\sqrt{2}$ for k2 and k3.",
     verdict="holds",
     kind="exact",
     source_rows=("m:C12", "m:H12"),
@@ -79,14 +78,11 @@ def k2_varies_less_only_near() -> str:
     "KL-212",
     section="2.4",
     says=r"$\mathrm{Var}\, k_3 = \mathrm{Var}\, k_1 + \chi^2(\pi_{\mathrm{ref}} \Vert \pi) - 2J$ with "
-    r"Jeffreys' "
-    r"$J = \mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) + \mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$, so k3 "
-    r"varies "
-    "less than k1.",
+    r"Jeffreys' $J = \mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) + \mathrm{KL}(\pi_{\mathrm{ref}} \Vert "
+    r"\pi)$, and k3 varies less than k1.",
     verdict="holds if",
     condition=r"$\chi^2(\pi_{\mathrm{ref}} \Vert \pi) < 2J$; for Gaussians of equal variance, $\mu^2 < "
-    r"1.2564$, "
-    "KL below 0.628 nats.",
+    r"1.2564$, KL below 0.628 nats.",
     kind="symbolic",
     source_rows=("m:C02", "m:H12", "f:I01"),
 )
@@ -105,11 +101,9 @@ def variance_of_k3_against_k1() -> str:
     agree(third, math.expm1(2.5**2) - 2.5**2, "Var k3 at mu 2.5", 1e-5)
     ensure(third > 80 * first, "k3 does not lose at mu 2.5")
     return (
-        f"{proven}; unlike pair: {num(moments['k3'].variance)} = {num(base)} + {num(chi2(REF, POLICY))} - "
-        f"2 · "
-        f"{num(divergence)}; equal at mu² = {edge:.5f}, KL {num(edge / 2, 3)}; mu 2.5: {num(third, 4)} "
-        f"against "
-        f"{num(first, 3)}."
+        f"{proven}; unlike pair: {num(moments['k3'].variance)} = {num(base)} + {num(chi2(REF, POLICY))} - 2 "
+        f"· {num(divergence)}; equal at mu² = {edge:.5f}, KL {num(edge / 2, 3)}; mu 2.5: {num(third, 4)} "
+        f"against {num(first, 3)}."
     )
 
 
@@ -153,8 +147,7 @@ def best_coefficient() -> str:
     ensure(narrow > 2, f"the best coefficient for a narrow reference is {narrow}")
     return (
         f"{proven}; unlike pair: λ* = {num(found.x)}, variance {num(found.fun)} against "
-        f"{num(variance(0.0))} (k1) "
-        f"and {num(variance(1.0))} (k3); reference N(0, ¼): λ* = {num(narrow)}."
+        f"{num(variance(0.0))} (k1) and {num(variance(1.0))} (k3); reference N(0, ¼): λ* = {num(narrow)}."
     )
 
 
@@ -192,10 +185,8 @@ def order_of_the_variances() -> str:
     "KL-215",
     section="2.4",
     says=r"The variance of k3 is infinite for a reference $N(0, \sigma^2)$ with $\sigma \ge \sqrt{2}$, and "
-    r"above that "
-    r"of k1 from $\sigma = 1.2425$ on, where KL is only $0.041$; a token that the policy makes rare has "
-    r"the same "
-    "effect.",
+    r"above that of k1 from $\sigma = 1.2425$ on, where KL is only $0.041$; a token that the policy makes "
+    r"rare has the same effect.",
     verdict="folklore is wrong",
     folklore="k3 has less variance than k1.",
     kind="exact",

@@ -10,13 +10,13 @@ from kltutor.derivations.basics import (
 from kltutor.derivations.engine import Derivation, DerivationError
 from kltutor.derivations.estimators import (
     covariance_with_control_variate,
-    gaussian_moments,
     k3_is_nonnegative,
     k3_is_unbiased,
     only_coef_one_is_nonnegative,
     taylor_orders,
     variance_of_k3,
 )
+from kltutor.derivations.gaussian import gaussian_moments
 
 __all__ = [
     "Derivation",
