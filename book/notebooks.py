@@ -1,10 +1,11 @@
-"""Execute the book's notebooks in place and normalise them, so that a second run changes no byte.
+"""Execute notebooks in place and normalise them: a second run changes no byte.
 
-    python book/notebooks.py            every notebook
-    python book/notebooks.py 02_est…    those whose path is given
+    python book/notebooks.py                      every notebook
+    python book/notebooks.py book/claims.ipynb    those whose path is given
 
-What varies from run to run and carries no meaning is removed: execution times, kernel versions, widget
-ids. Cells get ids by position. Text outputs stay, for nbval compares them with what a machine prints.
+What varies from run to run and carries no meaning is removed: execution times,
+kernel versions, widget ids. Cells get ids by position. Text outputs stay, for
+nbval compares them with what a machine prints; it leaves out drawings.
 """
 
 import sys
@@ -14,6 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 BOOK = Path(__file__).parent
+DRAWING = "image/svg+xml"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -22,7 +24,10 @@ def execute(path: Path) -> bool:
     before = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}}
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(BOOK)}},
     ).execute()
     after = normalise(notebook)
     if after != before:
@@ -31,8 +36,10 @@ def execute(path: Path) -> bool:
 
 
 def normalise(notebook: nbformat.NotebookNode) -> str:
-    """Return the notebook as text with nothing in it that a second run would change."""
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    """Return the notebook as text without what a second run would change."""
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for position, cell in enumerate(notebook.cells):
         cell.id = f"cell-{position:03d}"
@@ -40,20 +47,34 @@ def normalise(notebook: nbformat.NotebookNode) -> str:
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = merged(cell.outputs)
+            if any(DRAWING in out.get("data", {}) for out in cell.outputs):
+                tag(cell, "nbval-ignore-output")
         for output in cell.get("outputs", []):
             output.get("metadata", {}).pop("needs_background", None)
             for kind, data in output.get("data", {}).items():
-                if isinstance(data, str) and kind == "image/svg+xml":
-                    output.data[kind] = "\n".join(line.rstrip() for line in data.splitlines()) + "\n"
+                if isinstance(data, str) and kind == DRAWING:
+                    output.data[kind] = (
+                        "\n".join(line.rstrip() for line in data.splitlines())
+                        + "\n"
+                    )
     return nbformat.writes(notebook) + "\n"
 
 
+def tag(cell: nbformat.NotebookNode, name: str) -> None:
+    """Tag a cell; a drawing may differ in its last digits elsewhere."""
+    cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), name})
+
+
 def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Join neighbouring pieces of one stream: how a kernel cuts its output up is a matter of timing."""
+    """Join neighbouring pieces of a stream: timing cuts it up."""
     joined: list[nbformat.NotebookNode] = []
     for output in outputs:
         last = joined[-1] if joined else None
-        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+        if (
+            last
+            and output.output_type == last.output_type == "stream"
+            and output.name == last.name
+        ):
             last.text += output.text
         else:
             joined.append(output)
@@ -62,9 +83,14 @@ def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 def main() -> None:
     """Execute the notebooks named on the command line, or all of them."""
-    paths = [Path(name) for name in sys.argv[1:]] or sorted(BOOK.glob("*.ipynb"))
+    paths = [Path(name) for name in sys.argv[1:]] or sorted(
+        BOOK.glob("*.ipynb")
+    )
     for path in paths:
-        print(f"{path.name}: {'changed' if execute(path) else 'unchanged'}", flush=True)
+        print(
+            f"{path.name}: {'changed' if execute(path) else 'unchanged'}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

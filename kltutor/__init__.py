@@ -8,7 +8,7 @@ from types import ModuleType
 
 from jaxtyping import install_import_hook
 
-# Signatures state shapes; this enforces them in every module that is loaded after it. An int may stand for a float.
+# Signatures state shapes; this enforces them in every module loaded after it. An int may pass as a float.
 install_import_hook("kltutor", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from kltutor import exact, tasks

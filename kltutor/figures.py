@@ -80,7 +80,7 @@ def finish(ax: Axes, *, title: str, xlabel: str, ylabel: str) -> None:
 
 
 def table(rows: list[dict[str, Any]], digits: str = ".4f") -> Any:
-    """Return rows as a Markdown table for a notebook; keys become the header, floats are printed with `digits`."""
+    """Return rows as a Markdown table for a notebook: keys are the header, floats print with `digits`."""
     from IPython.display import Markdown
     from tabulate import tabulate
 

@@ -10,23 +10,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from kltutor.claims import Claim, Result
-
-
-def badge_classes(claim: Claim) -> list[str]:
-    """Return the CSS classes of a claim's badge: how it is known, and whether folklore denies it."""
-    kind = "wrong" if claim.verdict == "folklore is wrong" else claim.badge
-    return ["claim", f"claim-{kind}"]
-
-
-def plain(text: str) -> str:
-    """Return the statement without dollar signs and commands, for a tooltip."""
-    text = re.sub(r"\\(?:mathrm|operatorname|mathbb|text)\{([^}]*)\}", r"\1", text.replace("$", ""))
-    return re.sub(r"\\([A-Za-z]+)", r"\1", text).replace("{", "").replace("}", "")
+from kltutor.claims import Result
 
 
 def as_html(results: Iterable[Result]) -> str:
-    """Return the rows of the ledger, in the order given; TeX between dollar signs is left to MathJax."""
+    """Return the rows of the ledger, in the order given; MathJax sets the TeX between dollar signs."""
     return "\n".join(_row(result) for result in results)
 
 
@@ -39,14 +27,16 @@ def _row(result: Result) -> str:
     }[claim.verdict]
     passed = "" if result.passed else "<strong>The check failed.</strong> "
     source = textwrap.dedent(inspect.getsource(claim.check))
-    source = highlight(source[source.index("def ") :], PythonLexer(), HtmlFormatter())  # without the decorator
+    source = source[source.index("def ") :]  # the decorator only repeats the row
+    source = highlight(source, PythonLexer(), HtmlFormatter())
     return (
-        f'<div class="ledger-row" id="{claim.id.lower()}">'
-        f'<p><span class="{" ".join(badge_classes(claim))}"><span class="claim-id">{claim.id}</span> '
+        f'<div class="ledger-row mathjax_process" id="{claim.id.lower()}">'
+        f'<p><span class="{" ".join(("claim", *claim.classes))}"><span class="claim-id">{claim.id}</span> '
         f'<span class="claim-kind">{html.escape(claim.badge)}</span></span> {_tex(claim.says)}</p>'
         f'<p class="meta">{_tex(verdict)}</p>'
         f'<p class="meta">{passed}<strong>Measured:</strong> {html.escape(result.evidence)}</p>'
-        f"<details><summary>Section {claim.section}: the code that checks it</summary>{source}</details></div>"
+        f"<details><summary>Section {claim.section}: the code that checks it</summary>{source}</details>"
+        "</div>"
     )
 
 

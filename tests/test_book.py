@@ -1,4 +1,4 @@
-"""The book as files: what is committed is executed, normal, described for those who cannot see, and backed by claims."""
+"""The book as files: committed pages are executed, normal, described in words and backed by claims."""
 
 import importlib.util
 import json
@@ -53,6 +53,7 @@ def test_visible_code_is_short_and_figures_are_described(path):
         if not HIDDEN & set(cell.metadata.get("tags", [])):
             assert len(cell.source.splitlines()) <= 15, cell.source
         if any("image/svg+xml" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.outputs) == 1, "nbval compares no cell that draws, so such a cell may not print"
             assert len(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")) > 40, cell.source
 
 
@@ -77,6 +78,21 @@ def test_every_claim_is_stated_in_its_chapter_and_every_badge_has_a_claim():
     for path in CHAPTERS:
         chapter = {id for id in known if id[3] == str(int(path.name[:2]))}
         assert chapter <= cited[path.stem], sorted(chapter - cited[path.stem])
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_claim_names_a_section_in_which_the_chapter_states_it(path):
+    chapter, section, stated = int(path.name[:2]), 0, {}
+    for line in prose(path).splitlines():
+        section += line.startswith("## ")
+        for id in re.findall(r"\{claim\}`([^`]+)`", line):
+            stated.setdefault(id, set()).add(f"{chapter}.{section}")
+    wrong = {
+        id: sorted(at)
+        for id, at in stated.items()
+        if int(id[3]) == chapter and claims.get(id).section not in at
+    }
+    assert not wrong
 
 
 def test_every_citation_has_an_entry_and_every_entry_is_cited():

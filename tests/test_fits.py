@@ -152,6 +152,31 @@ def test_every_local_minimum_is_found_and_each_is_one(alpha):
     assert surface.min() >= fits[0].divergence - 1e-12
 
 
+def test_a_saddle_between_two_minima_is_not_taken_for_one(monkeypatch):
+    target = two_modes(2.75)
+    minima = fit_reverse(GRID, target)
+    stationary = []
+
+    def any_stationary_point(value_and_gradient, start, **_):
+        root = optimize.root(lambda x: value_and_gradient(np.clip(x, -8, 8))[1], start, tol=1e-12)
+        value, gradient = value_and_gradient(np.clip(root.x, -8, 8))
+        if np.abs(gradient).max() < 1e-8:
+            stationary.append(root.x)
+        return optimize.OptimizeResult(x=root.x, jac=gradient, fun=value)
+
+    monkeypatch.setattr(optimize, "minimize", any_stationary_point)
+    found = fit_reverse(GRID, target)
+    assert all(min(abs(a.mean - b.mean) + abs(a.sd - b.sd) for b in minima) < 1e-4 for a in found)
+    saddles = [  # inside the grid, and none of the minima
+        (mean, log_sd)
+        for mean, log_sd in stationary
+        if abs(mean) < 5
+        and 0 < log_sd < 1.5
+        and all(abs(mean - m.mean) + abs(math.exp(log_sd) - m.sd) > 0.05 for m in minima)
+    ]
+    assert saddles  # or this test would have tested nothing
+
+
 def test_the_ends_of_the_alpha_family_are_the_two_directions():
     forward = fit_forward(GRID, mixture_logp(GRID, *LOPSIDED))
     (end,) = lopsided_fits(1)

@@ -68,7 +68,7 @@ def gradients_of_the_three_losses() -> str:
 
 @claim(
     "KL-225",
-    section="2.5",
+    section="2.4",
     says=r"With $\Delta = \log(\pi_{\mathrm{ref}}/\pi)$ the gradient of k3 in $\log \pi$ is "
     r"$1 - e^{\Delta} = -\Delta - \Delta^2/2 - \dots$; with $\delta = -\Delta$ it is "
     r"$1 - e^{-\delta} = \delta - \delta^2/2 + \dots$.",
@@ -85,9 +85,9 @@ def sign_of_the_k3gradient() -> str:
     (slope,) = torch.autograd.grad(k3(logp_here, logp_here.detach() - delta).sum(), logp_here)
     agree(slope, 1 - (-delta).exp(), "1 - e^Δ with Δ = log(ref/policy)")
     differ(slope, 1 - delta.exp(), "1 - e^-Δ with Δ = log(ref/policy)", 1)
-    small = torch.tensor([0.02, 0.01], dtype=torch.float64)
+    small = torch.tensor([0.002, 0.001], dtype=torch.float64)
     rest = (1 - (-small).exp()) - (small - small**2 / 2)
-    agree(rest[0] / rest[1], 8, "ratio of remainders, third order", 0.1)
+    agree(rest[0] / rest[1], 8, "ratio of remainders, third order", 0.02)
     return (
         f"policy/ref = e: gradient {num(slope[-1])} (folklore {num(1 - delta[-1].exp())}); policy/ref = 1/e: "
         f"{num(slope[0])} (folklore {num(1 - delta[0].exp())})."

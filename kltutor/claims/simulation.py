@@ -115,7 +115,7 @@ def schulmans_table() -> str:
 
 @claim(
     "KL-222",
-    section="2.6",
+    section="2.7",
     says=r"k3 of a whole sequence of independent tokens has variance $(1 + \chi^2)^T - 1 + T\, "
     r"(\mathrm{Var}\, k_1 - 2J)$ in token quantities, exponential in the length; the sum of token k3 has "
     r"variance $T\, \mathrm{Var}\, k_3$.",

@@ -153,7 +153,7 @@ def best_coefficient() -> str:
 
 @claim(
     "KL-214",
-    section="2.5",
+    section="2.4",
     says=r"For $N(0,1)$ against $N(\mu,1)$, k3 varies less than k2 iff $\mu^2 < 1.4512$, k3 less than k1 iff "
     r"$\mu^2 < 1.2564$, and k2 less than k1 iff $\mu^2 < 1.2361$.",
     verdict="holds",
