@@ -25,7 +25,11 @@ def check_logps(**logps: Float[Tensor, "..."]) -> None:
 
 
 def check_pair(logp: Float[Tensor, "..."], ref_logp: Float[Tensor, "..."]) -> None:
-    """Raise ValueError unless both hold log-probabilities and none is -inf in both at once."""
+    """Raise ValueError unless both hold log-probabilities of one dtype and none is -inf in both at once."""
+    if logp.dtype != ref_logp.dtype:  # promotion would hide that one model was scored more coarsely
+        raise ValueError(
+            f"logp is {logp.dtype} and ref_logp {ref_logp.dtype}; convert both to the same dtype."
+        )
     check_logps(logp=logp, ref_logp=ref_logp)
     bad = (logp == -torch.inf) & (ref_logp == -torch.inf)
     if bad.any():

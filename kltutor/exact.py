@@ -145,8 +145,16 @@ def expectation(
 def variance(
     values: Float[Tensor, "prompt completion"], logp: Float[Tensor, "prompt completion"], task: Task
 ) -> Float[Tensor, ""]:
-    """Return the variance of values(x, y) over prompts and completions drawn together, x ~ p, y ~ π(·|x)."""
-    return expectation((values - expectation(values, logp, task)).square(), logp, task)
+    """Return the variance of values(x, y) over prompts and completions drawn together, x ~ p, y ~ π(·|x).
+
+    It is inf where a value that can occur is infinite.
+    """
+    mean = expectation(values, logp, task)
+    return (
+        expectation((values - mean).square(), logp, task)
+        if mean.isfinite()
+        else torch.full_like(mean, torch.inf)
+    )
 
 
 def kl(policy: Policy, ref: Policy, task: Task) -> Float[Tensor, ""]:

@@ -256,3 +256,10 @@ def test_full_vocab_kl_refuses_bad_logits_by_name():
         full_vocab_kl(good, torch.zeros(1, 3))
     with pytest.raises(jaxtyping.TypeCheckError, match="'logits'"):
         full_vocab_kl(good.long(), good)
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3], ids=lambda e: e.__name__)
+def test_two_dtypes_are_refused_rather_than_promoted(estimator):
+    coarse, fine = torch.tensor([-1.0], dtype=torch.bfloat16), torch.tensor([-1.0])
+    with pytest.raises(ValueError, match=r"logp is torch.bfloat16 and ref_logp torch.float32"):
+        estimator(coarse, fine)

@@ -600,3 +600,10 @@ def test_ascent_refuses_what_it_cannot_follow():
                     step_size=0.1,
                     natural=natural,
                 )
+
+
+def test_the_variance_is_infinite_where_a_possible_value_is():
+    task = tasks.bandit()
+    logp = exact.seq_logp(TabularPolicy(task, torch.zeros(1, 1, 3, dtype=torch.float64)), task)
+    values = torch.tensor([[0.0, 1.0, math.inf]], dtype=torch.float64)
+    assert exact.variance(values, logp, task) == math.inf

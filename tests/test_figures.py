@@ -4,6 +4,7 @@ import itertools
 
 import matplotlib as mpl
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -128,3 +129,14 @@ def test_two_drawings_of_one_figure_are_the_same_bytes():
 
     first, second = itertools.islice(iter(draw, None), 2)
     assert first == second
+
+
+def test_a_table_prints_tensors_and_floats_alike():
+    rows = [{"name": "k1", "value": torch.tensor(0.25, dtype=torch.float64)}, {"name": "k2", "value": 0.125}]
+    text = figures.table(rows, ".3f").data
+    assert [line.split("|")[2].strip() for line in text.splitlines()] == [
+        "value",
+        "--------:",
+        "0.250",
+        "0.125",
+    ]
