@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from kltutor import divergences
 from kltutor.checks import check_distributions
@@ -273,18 +274,15 @@ def ascend(
         if direction.shape != (sum(parameter.numel() for parameter in parameters),):
             shape = tuple(value.shape)
             raise ValueError(
-                f"objective returned shape {shape}; a scalar, or one entry a parameter, is expected."
+                f"objective returned shape {shape}; a scalar or one entry a parameter is expected."
             )
         if natural:
             direction = _natural(direction, policy, task)
         move = step_size * direction
         if not move.isfinite().all():
             raise ValueError(f"step {step} is not finite; the objective or its gradient left the numbers.")
-        start = 0
         with torch.no_grad():
-            for parameter in parameters:
-                parameter.add_(move[start : start + parameter.numel()].view_as(parameter))
-                start += parameter.numel()
+            vector_to_parameters(parameters_to_vector(parameters) + move, parameters)
     return policy
 
 
