@@ -110,7 +110,7 @@ def variance_of_k3_against_k1() -> str:
 @claim(
     "KL-213",
     section="2.4",
-    says=r"$\mathrm{Cov}(k_1, w - 1) = -J$; the best coefficient is "
+    says=r"Where the policy covers the reference, $\mathrm{Cov}(k_1, w - 1) = -J$; the best coefficient is "
     r"$\lambda^* = J/\chi^2(\pi_{\mathrm{ref}} \Vert \pi)$, with variance $\mathrm{Var}\, k_1 - J^2/\chi^2$, "
     "and it may exceed 1.",
     verdict="holds",
