@@ -156,8 +156,9 @@ def sequence_kl_is_a_sum_of_token_kls() -> str:
 @claim(
     "KL-106",
     section="1.1",
-    says=r"Processing both distributions by the same map never raises KL, and leaves it as it is if and only "
-    r"if $p/q$ is constant on each set of outcomes that the map merges.",
+    says=r"Processing both distributions by the same map never raises $\mathrm{KL}(p \Vert q)$ and, if that "
+    r"is finite, leaves it as it is if and only if $p/q$ is constant on each set of outcomes that the map "
+    "merges.",
     verdict="folklore is wrong",
     folklore="KL survives a map of the outcomes only if the map is invertible.",
     kind="exact",
@@ -176,9 +177,12 @@ def merging_outcomes_never_raises_kl() -> str:
     agree(kept, 0.3 * math.log(1 / 2) + 0.7 * math.log(7 / 4), "KL before merging")
     agree(after, kept, "merging two outcomes of equal ratio", 1e-12)
     differ(kl(_merge(p, (0, 1, 1)), _merge(q, (0, 1, 1))), kept, "merging two of unequal ratio", 0.05)
+    p, q, unlike = logp(0.3, 0.3, 0.4), logp(0.0, 0.25, 0.75), (0, 1, 1)
+    ensure(kl(p, q).item() == math.inf, "KL with mass that q lacks is finite")
+    ensure(kl(_merge(p, unlike), _merge(q, unlike)).item() == math.inf, "merging unequal ratios lowered inf")
     return (
         f"{len(maps)} maps that merge unequal ratios: KL {num(whole)} falls to at most {num(merged.max())}; "
-        f"a 2-to-1 map that merges equal ratios keeps {num(kept, 6)}."
+        f"a 2-to-1 map that merges equal ratios keeps {num(kept, 6)}; inf can survive unequal ones."
     )
 
 

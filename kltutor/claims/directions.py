@@ -125,10 +125,16 @@ def reverse_fit_stays_wide() -> str:
     agree(fits[0].divergence, _wide(s), "its divergence by another method", 1e-6)
     agree(fits[1].divergence, _narrow(s), "the other optimum by another method", 1e-6)
     differ(fits[0].divergence, fits[1].divergence, "the two optima", 0.1)
+    unequal = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    near, far = (
+        fit_reverse(grid, mixture_logp(grid, torch.tensor([-d / 2, d / 2]).double(), ones, unequal))[0].sd
+        for d in (5.0, 5.25)
+    )
+    ensure(near > 2 > 1.1 > far, f"with weights .6 and .4 the best sd are {near} and {far}")
     return (
         f"Narrow local optimum from distance {appears:.2f}, best from {switches:.3f}; at distance 5 the fit "
         f"with mean 0 and sd {fits[0].sd:.4f} has {fits[0].divergence:.4f} nats, the narrow one "
-        f"{fits[1].divergence:.4f}."
+        f"{fits[1].divergence:.4f}. Weights .6 and .4: best sd {near:.2f} at 5, {far:.2f} at 5.25."
     )
 
 
