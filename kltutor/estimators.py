@@ -1,4 +1,4 @@
-"""Per-sample estimators of KL(policy ‖ ref) from log-probabilities, and their exact moments.
+"""Per-sample estimators of KL(policy ‖ ref), from log-probabilities alone.
 
 The samples are drawn from the policy. Everywhere in this package
 
@@ -31,7 +31,7 @@ def k1(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[
 
     Raises:
         jaxtyping.TypeCheckError: a dtype is not floating, or the two shapes differ.
-        ValueError: a value is nan or above 0, or both are -inf at once.
+        ValueError: a value is nan or above 0, both are -inf at once, or the dtypes differ.
 
     Source:
         Schulman (2020), k1.
@@ -60,7 +60,7 @@ def k2(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[
 
     Raises:
         jaxtyping.TypeCheckError: a dtype is not floating, or the two shapes differ.
-        ValueError: a value is nan or above 0, or both are -inf at once.
+        ValueError: a value is nan or above 0, both are -inf at once, or the dtypes differ.
 
     Source:
         Schulman (2020), k2.
@@ -90,7 +90,7 @@ def k3(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[
 
     Raises:
         jaxtyping.TypeCheckError: a dtype is not floating, or the two shapes differ.
-        ValueError: a value is nan or above 0, or both are -inf at once.
+        ValueError: a value is nan or above 0, both are -inf at once, or the dtypes differ.
 
     Source:
         Schulman (2020), k3. Shao et al. (2024), eq. 4.
@@ -123,7 +123,8 @@ def control_variate(
 
     Raises:
         jaxtyping.TypeCheckError: a dtype is not floating, or the two shapes differ.
-        ValueError: coef is not finite; a value is nan or above 0, or both are -inf at once.
+        ValueError: coef is not finite; a value is nan or above 0, both are -inf at once, or the dtypes
+            differ.
 
     Source:
         Schulman (2020).
