@@ -203,8 +203,8 @@ def k3_is_unbiased_given_support() -> str:
 @claim(
     "KL-211",
     section="2.4",
-    says=r"Where the policy covers the reference every $k_1 + \lambda(w - 1)$ is unbiased, and $\lambda = 1$, "
-    "which is k3, is the only one that is never negative; it is not the one of least variance.",
+    says=r"Where the policy covers the reference every $k_1 + \lambda(w - 1)$ is unbiased, and $\lambda = 1$ "
+    "(k3) is the only one that is never negative; it is not the one of least variance.",
     verdict="holds",
     kind="symbolic",
     sources=("schulman2020kl",),
