@@ -105,4 +105,6 @@ def _beta_at(distance: float, ref: Float[Tensor, " o"], reward: Float[Tensor, " 
     """Return the coefficient whose optimum lies `distance` nats from the reference."""
     from scipy.optimize import brentq
 
-    return float(brentq(lambda beta: kl(optimal_policy(ref, reward, beta)[0], ref) - distance, 0.1, 100))
+    return float(
+        brentq(lambda beta: kl(optimal_policy(ref, reward, beta)[0], ref).item() - distance, 0.1, 100)
+    )

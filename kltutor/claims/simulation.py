@@ -1,4 +1,4 @@
-"""Claims of section 2.6: the simulation that every text repeats, Schulman's table, precision and length."""
+"""Claims of chapter 2 on the usual simulation, Schulman's table, precision and length."""
 
 import math
 
