@@ -151,11 +151,9 @@ def variance(
     It is inf where a value that can occur is infinite.
     """
     mean = expectation(values, logp, task)
-    return (
-        expectation((values - mean).square(), logp, task)
-        if mean.isfinite()
-        else torch.full_like(mean, torch.inf)
-    )
+    if mean.isinf():
+        return torch.full_like(mean, torch.inf)
+    return expectation((values - mean).square(), logp, task)
 
 
 def kl(policy: Policy, ref: Policy, task: Task) -> Float[Tensor, ""]:
@@ -305,7 +303,7 @@ def _natural(
         probs = prefix_logps(policy, task).exp()
         visits = _prompt_probs(task, probs[:, :, 0]) * prefix_reach(policy, task)
         weight = visits[:, :, None] * probs
-        ratio = torch.where(weight > 0, direction.view_as(weight) / weight, 0)
+        ratio = torch.where(weight > 0, direction.view_as(weight) / weight, 0)  # no visit, no step
         return (ratio - (probs * ratio).sum(-1, keepdim=True)).flatten()
 
 

@@ -95,7 +95,10 @@ def test_a_false_or_unsupported_inequality_is_rejected(bound, start, claim, opti
 
 
 def test_an_interval_decides_what_is_non_negative():
-    Derivation("true").start(x * (1 - x), "start").at_least(0, "both factors", on={x: (0, 1)})
+    derivation = Derivation("true").start(x * (1 - x), "start")
+    assert derivation.at_least(0, "both factors", on={x: (0, 1)}).relation == r"\ge"
+    with pytest.raises(DerivationError):
+        Derivation("false").start(x * (1 - x), "start").at_least(0, "one factor", on={x: (0, 2)})
 
 
 @pytest.mark.parametrize(
