@@ -37,6 +37,7 @@ check: .venv/installed
 
 # Warnings are errors, and the stored outputs are used: nbval has executed them already.
 strict: .venv/installed
+	rm -rf $(STRICT)
 	KLTUTOR_EXECUTE=off $(BIN)/jupyter-book build book --all -n -W --keep-going --path-output $(STRICT)
 
 lab: .venv/installed
