@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kltutor.checks import check_logits, check_pair
+from kltutor.divergences import kl
 
 
 def k1(logp: Float[Tensor, "*dims"], ref_logp: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
@@ -176,9 +177,4 @@ def full_vocab_kl(
     dtype = torch.promote_types(logits.dtype, ref_logits.dtype)
     wide = torch.promote_types(dtype, torch.float32)  # half precision would drown a small KL in rounding
     logp, ref_logp = logits.log_softmax(-1, dtype=wide), ref_logits.log_softmax(-1, dtype=wide)
-    drawn, banned = logp > -torch.inf, ref_logp == -torch.inf
-    shared = drawn & ~banned  # 0 log 0 = 0, in the gradient too
-    log_ratio = torch.where(shared, logp, 0) - torch.where(shared, ref_logp, 0)
-    inside = (logp.exp() * log_ratio).sum(-1)
-    infinite = (drawn & banned).any(-1)  # even where exp(logp) rounds to 0
-    return torch.where(infinite, torch.inf, inside).to(dtype)
+    return kl(logp, ref_logp).to(dtype)
