@@ -29,6 +29,7 @@ from kltutor.optimum import (
     regularised_value,
 )
 from kltutor.overoptimization import GoldCurve, OveroptimizationMonitor, fit_gold
+from kltutor.pairs import all_pairs, sample_pairs
 from kltutor.placement import gae, importance_weight, kl_in_reward, kl_loss, kl_terms
 from kltutor.policy_gradient import (
     dr_grpo_advantages,
@@ -48,7 +49,7 @@ from kltutor.preference import (
     preference_metrics,
     simpo_loss,
 )
-from kltutor.proxy import fit_proxy, sample_pairs
+from kltutor.proxy import fit_proxy
 from kltutor.schedules import AnnealedBeta, Controller, FixedBeta
 from kltutor.tasks import TabularPolicy, Task
 
@@ -68,6 +69,7 @@ __all__ = [
     "Task",
     "UnreachableTargetWarning",
     "ZieglerBeta",
+    "all_pairs",
     "alpha_divergence",
     "atlas",
     "best_of_n",

@@ -5,76 +5,17 @@ of Bradley and Terry. The proxy is linear in a few counts, which the gold reward
 a word said twice is worth no more than once.
 """
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kltutor.checks import check_distributions, check_positive
-from kltutor.preference import bradley_terry
+from kltutor.checks import check_positive
+from kltutor.pairs import Pairs
 from kltutor.tasks import END, Task
 
 NEWTON_STEPS = 50
 SETTLED = 1e-10  # largest entry of the gradient at which the fit has converged
-
-
-class Pairs(NamedTuple):
-    """Compared completions: indices into `task.prompts` and `task.sequences`."""
-
-    prompt: Int[Tensor, " pair"]
-    chosen: Int[Tensor, " pair"]
-    rejected: Int[Tensor, " pair"]
-
-
-def sample_pairs(
-    task: Task,
-    seq_logp: Float[Tensor, "prompt completion"],
-    count: int,
-    generator: torch.Generator,
-    *,
-    flip: float = 0.0,
-) -> Pairs:
-    """Draw pairs of completions to one prompt and label them by the gold reward with Bradley-Terry noise.
-
-    Args:
-        task: its gold reward labels, in the unit of Bradley-Terry: a gap of 1 wins 73 % of the time.
-        seq_logp: log-probabilities of the policy that writes both completions, nats per sequence.
-        count: how many pairs, at least 1.
-        generator: source of prompts, completions and labels.
-        flip: probability that a label is turned round on top, from 0 to below one half.
-
-    Raises:
-        jaxtyping.TypeCheckError: shapes or dtypes differ from the above.
-        ValueError: count is below 1, flip out of range, or seq_logp does not belong to the task.
-
-    Example:
-        >>> from kltutor import TabularPolicy, exact, tasks
-        >>> task, seed = tasks.small(), torch.Generator().manual_seed(0)
-        >>> logp = exact.seq_logp(TabularPolicy.random(task, seed), task).detach()
-        >>> pairs = sample_pairs(task, logp, 1000, seed)
-        >>> gold = task.reward[pairs.prompt, pairs.chosen] - task.reward[pairs.prompt, pairs.rejected]
-        >>> bool(gold.mean() > 0)
-        True
-    """
-    if count < 1:
-        raise ValueError(f"count is {count}; at least 1 pair is expected.")
-    if not 0 <= flip < 0.5:
-        raise ValueError(f"flip is {flip}; from 0 to below 0.5 is expected.")
-    if seq_logp.shape != task.reward.shape:
-        raise ValueError(
-            f"seq_logp has shape {tuple(seq_logp.shape)}; {tuple(task.reward.shape)} is expected."
-        )
-    check_distributions(seq_logp=seq_logp)
-    asked = torch.tensor(task.prompt_probs, dtype=torch.float64)
-    prompt = torch.multinomial(asked, count, replacement=True, generator=generator)
-    drawn = torch.multinomial(seq_logp.exp()[prompt], 2, replacement=True, generator=generator)
-    first, second = drawn.unbind(-1)
-    wins = bradley_terry(task.reward[prompt, first], task.reward[prompt, second])
-    wins = (1 - flip) * wins + flip * (1 - wins)
-    first_wins = torch.rand(count, generator=generator, dtype=torch.float64) < wins
-    return Pairs(prompt, torch.where(first_wins, first, second), torch.where(first_wins, second, first))
 
 
 def features(task: Task) -> Float[Tensor, "prompt completion feature"]:
@@ -114,7 +55,7 @@ def fit_proxy(task: Task, pairs: Pairs, *, ridge: float = 1.0) -> Float[Tensor, 
             ridge is not above 0, or Newton's method does not settle.
 
     Example:
-        >>> from kltutor import TabularPolicy, exact, tasks
+        >>> from kltutor import TabularPolicy, exact, sample_pairs, tasks
         >>> task, seed = tasks.small(), torch.Generator().manual_seed(0)
         >>> logp = exact.seq_logp(TabularPolicy.random(task, seed), task).detach()
         >>> proxy = fit_proxy(task, sample_pairs(task, logp, 500, seed))

@@ -28,6 +28,7 @@ LAYERS = [
     {"placement", "preference", "overoptimization"},
     {"policy_gradient"},
     {"tasks"},
+    {"pairs"},
     {"proxy"},
     {"exact"},
     {"atlas"},

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kltutor import TabularPolicy, exact, optimal_policy, tasks
+from kltutor.pairs import Pairs, sample_pairs
 from kltutor.preference import bradley_terry
-from kltutor.proxy import Pairs, features, fit_proxy, sample_pairs
+from kltutor.proxy import features, fit_proxy
 
 SMALL = tasks.small()
 

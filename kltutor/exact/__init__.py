@@ -10,6 +10,7 @@ from kltutor.exact.ascent import ascend
 from kltutor.exact.fixed_points import token_optimum
 from kltutor.exact.gradients import ExpectedGradient, expected_gradient, gradient
 from kltutor.exact.groups import expected_group_gradient
+from kltutor.exact.minimum import minimise
 from kltutor.exact.sums import (
     expectation,
     kl,
@@ -29,6 +30,7 @@ __all__ = [
     "expected_group_gradient",
     "gradient",
     "kl",
+    "minimise",
     "prefix_index",
     "prefix_logps",
     "prefix_reach",
