@@ -8,9 +8,11 @@ from torch import Tensor
 
 from kltutor.checks import check_distributions, check_finite
 
-FLAT = 1e-9  # curvature, relative to the steepest direction, below which a direction is free
-NOISE = 1e-14  # slope per nat along a free direction that is rounding
-EASIER, HARDER = 1 / 10, 10.0
+FLAT = 1e-9  # scaled curvature, relative to the steepest direction, below which a direction is free
+REACH = 2.0  # nats that a logit moves in one step at most
+NOISE = 1e-14  # what is rounding, in the slope per nat and in the curvature of one completion
+HARDER = 10.0  # the damping grows and shrinks by this factor
+EASED = 1e-4  # damping, relative to the curvature, that is no longer worth having
 
 
 def minimise(
@@ -24,12 +26,13 @@ def minimise(
 
     Newton's method on one free logit for each completion, in coordinates scaled by the curvature of each, so
     that rare completions converge as fast as common ones. Where the loss has a maximum or a saddle in some
-    direction the step goes down it. Directions without curvature keep their start: a completion
-    that the loss does not see keeps its log-probability relative to the others.
+    direction the step goes down it; no step moves a logit by more than 2 nats. Directions that the loss does
+    not see keep their start: a completion that is in no pair stays where it was.
 
     A small gradient proves nothing: the loss may fall for ever, ever more slowly. So the end is reached when
-    a Newton step moves no logit by more than `settled`, and a direction that loses its curvature while the
-    loss still falls along it is an error.
+    a step moves no logit by more than `settled`, and to have come to where the loss no longer sees what it
+    saw at the start is an error. A minimum at which a completion counts 1e-14 as much as another, or less,
+    is refused by the same rule.
 
     Args:
         loss: from log-probabilities of every completion to every prompt to a scalar; twice differentiable.
@@ -40,7 +43,7 @@ def minimise(
     Raises:
         jaxtyping.TypeCheckError: a shape or dtype differs from the above.
         ValueError: seq_logp is not normalised or not finite, the loss is not a finite scalar, or it has no
-            minimum: it falls along a direction without curvature, or has not settled after all steps.
+            minimum in reach, or has not settled after all steps.
 
     Example:
         >>> def loss(logp):  # cross entropy: the minimum is the distribution itself
@@ -61,31 +64,39 @@ def minimise(
         raise ValueError(
             f"loss returned shape {tuple(value.shape)}, {value.tolist()}; a finite scalar is expected."
         )
-    damping = 0.0
-    for _ in range(steps):
+    damping, unseen = 0.0, torch.empty(0)
+    for number in range(steps):
         slope = torch.autograd.functional.jacobian(of, logits)
         curvature = torch.autograd.functional.hessian(of, logits, vectorize=True)
         own = curvature.diagonal().abs()
-        scale = torch.where(own > FLAT * own.max(), own, own.max()).sqrt()
+        scale = torch.where(own > NOISE * own.max(), own, own.max().clamp_min(NOISE)).sqrt()
         values, vectors = torch.linalg.eigh(curvature / scale / scale[:, None])
-        bent = values.abs() > FLAT * values.abs().max()
-        free = vectors[:, ~bent] / scale[:, None]
-        falling = (slope @ (free / free.abs().amax(0))).abs()  # per nat
-        if (falling > NOISE * value.abs().clamp_min(1)).any():
-            raise ValueError(
-                f"the loss has no minimum in reach: along some direction it has lost its curvature and still "
-                f"falls by {falling.max():.2g} a nat."
-            )
-        along = torch.where(bent, vectors.T @ (slope / scale), 0)
+        flat = values.abs() <= FLAT * values.abs().max().clamp_min(1)
+        ways = vectors / scale[:, None]
+        nat = ways.abs().amax(0)  # along each direction some logit moves by so many nats
+        falling = slope @ ways
+        dead = flat & (falling.abs() <= NOISE * nat * value.abs().clamp_min(1))
+        if number == 0:
+            unseen = torch.linalg.qr(ways[:, dead]).Q
         while True:
-            step = vectors @ (along / (values.abs() + damping + ~bent)) / scale
+            bold = torch.where(flat, falling.sign() / nat, falling / (values.abs() + damping))
+            step = ways @ bold.masked_fill(dead, 0)
+            step = step * (REACH / step.abs().max().clamp_min(REACH))
             reached = of(logits - step)
             if reached <= value or step.abs().max() <= settled:
                 break
-            damping = max(1e-4, damping * HARDER)
+            damping = max(EASED, damping * HARDER)
+            if damping > 1 / NOISE:
+                raise ValueError(f"the loss has not settled: no step goes down from {value.item():.6g}.")
         logits, value = logits - step, reached
-        damping = damping * EASIER if damping > 1e-4 else 0.0
+        damping = damping / HARDER if damping > EASED else 0.0
         if step.abs().max() <= settled:
+            lost = ways[:, dead] / ways[:, dead].norm(dim=0)
+            if ((lost - unseen @ (unseen.T @ lost)).norm(dim=0) > 0.01).any():
+                raise ValueError(
+                    f"the loss has no minimum: after {number} steps it has lost curvature and slope along "
+                    "a direction that it saw at the start."
+                )
             return logits.view(shape).log_softmax(-1)
     raise ValueError(
         f"the loss has not settled: step {steps} still moves a logit by {step.abs().max():.2g} nats, and the "
