@@ -25,9 +25,8 @@ test: .venv/installed strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --nbval --nbval-current-env -p no:cacheprovider book/*.ipynb
-	$(BIN)/kltutor verify
-	KLTUTOR_BOOK=$(CURDIR)/$(STRICT)/_build/html $(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --nbval --nbval-current-env -p no:cacheprovider book/*.ipynb
+	KLTUTOR_BOOK=$(CURDIR)/$(STRICT)/_build/html $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -63,6 +63,14 @@ def test_population_dpo_meets_the_optimum(beta):
     assert kl(exact.minimise(swapped, REF), star).max().item() > 0.1
 
 
+def test_it_meets_it_from_wherever_it_starts():
+    """Far starts saturate most pairs; each prompt has its own direction that no loss of pairs can see."""
+    star, _ = optimal_policy(REF, WORLD.reward, 2.0)
+    for number in range(30):
+        found = exact.minimise(population(dpo_loss, 2.0), start(number, 2.0))
+        assert kl(found, star).max().item() < 1e-12
+
+
 def test_what_is_never_compared_keeps_its_odds():
     """Pairs inside two groups of completions: each finds its shape, and their odds stay as they were."""
     loss = population(dpo_loss, keep=lambda w, l: (w < 7) == (l < 7))  # noqa: E741
@@ -91,6 +99,19 @@ def test_a_loss_that_falls_for_ever_is_refused(beta):
         exact.minimise(population(dpo_loss, beta, preference=certain), REF)
     found = exact.minimise(population(ipo_loss, beta, preference=certain), REF)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.5, 5.0])
+@pytest.mark.parametrize("pairs", [[(0, 1), (1, 2), (2, 3)], [(3, 0)], [(0, 1), (2, 3)]])
+def test_so_is_one_of_four_completions_that_always_win_or_lose(pairs, beta):
+    ref = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
+    wins, losses = ([pair[i] for pair in pairs] for i in (0, 1))
+
+    def loss(logp):
+        return dpo_loss(logp[0, wins], logp[0, losses], ref[0, wins], ref[0, losses], beta).mean()
+
+    with pytest.raises(ValueError, match=r"no minimum|not settled"):
+        exact.minimise(loss, ref)
 
 
 def test_a_straight_loss_is_refused():

@@ -10,7 +10,8 @@ from kltutor.checks import check_distributions, check_finite
 
 FLAT = 1e-9  # scaled curvature, relative to the steepest direction, below which a direction is free
 REACH = 2.0  # nats that a logit moves in one step at most
-NOISE = 1e-14  # what is rounding, in the slope per nat and in the curvature of one completion
+NOISE = 1e-14  # curvature of a completion, relative to the largest, that is rounding
+LEVEL = 1e-12  # slope per nat, relative to the loss, that is rounding
 HARDER = 10.0  # the damping grows and shrinks by this factor
 EASED = 1e-4  # damping, relative to the curvature, that is no longer worth having
 
@@ -75,7 +76,7 @@ def minimise(
         ways = vectors / scale[:, None]
         nat = ways.abs().amax(0)  # along each direction some logit moves by so many nats
         falling = slope @ ways
-        dead = flat & (falling.abs() <= NOISE * nat * value.abs().clamp_min(1))
+        dead = flat & (falling.abs() <= LEVEL * nat * value.abs().clamp_min(1))
         if number == 0:
             unseen = torch.linalg.qr(ways[:, dead]).Q
         while True:
