@@ -19,9 +19,6 @@ from kltutor.fits import GaussianFit, fit_alpha, fit_forward, fit_reverse, mixtu
 from kltutor.masking import last_action, masked_mean, masked_sum, reduce, token_logps
 from kltutor.moments import Moments, estimator_moments, gaussian_moments, optimal_coef
 from kltutor.optimum import (
-    best_of_n,
-    best_of_n_kl,
-    best_of_n_kl_bound,
     frontier,
     implicit_reward,
     optimal_policy,
@@ -51,6 +48,7 @@ from kltutor.preference import (
 )
 from kltutor.proxy import fit_proxy
 from kltutor.schedules import AnnealedBeta, Controller, FixedBeta
+from kltutor.selection import best_of_n, best_of_n_kl, best_of_n_kl_bound
 from kltutor.tasks import TabularPolicy, Task
 
 __version__ = "0.1.0"

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from kltutor import kl, optimal_policy
-from kltutor.optimum import (
-    best_of_n,
-    best_of_n_kl,
-    best_of_n_kl_bound,
-    frontier,
-    implicit_reward,
-    regularised_value,
-)
+from kltutor.optimum import frontier, implicit_reward, regularised_value
+from kltutor.selection import best_of_n, best_of_n_kl, best_of_n_kl_bound
 
 REF = torch.tensor([0.05, 0.15, 0.70, 0.10], dtype=torch.float64).log()
 REWARD = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)

@@ -24,7 +24,7 @@ LAYERS = [
     {"checks", "figures", "resumable"},
     {"divergences", "masking", "schedules"},
     {"estimators"},
-    {"controllers", "moments", "fits", "optimum"},
+    {"controllers", "moments", "fits", "optimum", "selection"},
     {"placement", "preference", "overoptimization"},
     {"policy_gradient"},
     {"tasks"},

@@ -12,8 +12,9 @@ from kltutor.claims import claim
 from kltutor.claims.lab import listed
 from kltutor.claims.witnesses import agree, differ, ensure, logp, num, proof
 from kltutor.divergences import kl
-from kltutor.optimum import best_of_n, best_of_n_kl, best_of_n_kl_bound, optimal_policy
+from kltutor.optimum import optimal_policy
 from kltutor.overoptimization import GoldCurve
+from kltutor.selection import best_of_n, best_of_n_kl, best_of_n_kl_bound
 
 
 def optimum_at(

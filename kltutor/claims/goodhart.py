@@ -13,11 +13,12 @@ from kltutor.claims.best_of_n import optimum_at
 from kltutor.claims.lab import THREE, listed, triple
 from kltutor.claims.witnesses import REF, agree, differ, ensure, num
 from kltutor.divergences import kl
-from kltutor.optimum import best_of_n, optimal_policy
+from kltutor.optimum import optimal_policy
 from kltutor.overoptimization import Form, GoldCurve, OveroptimizationMonitor, fit_gold
 from kltutor.pairs import sample_pairs
 from kltutor.preference import dpo_loss
 from kltutor.proxy import features, fit_proxy
+from kltutor.selection import best_of_n
 from kltutor.tasks import TabularPolicy, bandit, small
 
 PAIRS, SEEDS = 100, 20
