@@ -17,6 +17,7 @@ from kltutor.divergences import alpha_divergence, chi2, gaussian_kl, hellinger2,
 from kltutor.estimators import control_variate, full_vocab_kl, k1, k2, k3
 from kltutor.fits import GaussianFit, fit_alpha, fit_forward, fit_reverse, mixture_logp
 from kltutor.masking import last_action, masked_mean, masked_sum, reduce, token_logps
+from kltutor.model import GPTShape, TinyGPT, ValueHead
 from kltutor.moments import Moments, estimator_moments, gaussian_moments, optimal_coef
 from kltutor.optimum import (
     frontier,
@@ -47,6 +48,7 @@ from kltutor.preference import (
     simpo_loss,
 )
 from kltutor.proxy import fit_proxy
+from kltutor.sampling import Sample, completion_logps, sample
 from kltutor.schedules import AnnealedBeta, Controller, FixedBeta
 from kltutor.selection import best_of_n, best_of_n_kl, best_of_n_kl_bound
 from kltutor.tasks import TabularPolicy, Task
@@ -57,15 +59,19 @@ __all__ = [
     "AnnealedBeta",
     "Controller",
     "FixedBeta",
+    "GPTShape",
     "GaussianFit",
     "GoldCurve",
     "Moments",
     "OveroptimizationMonitor",
     "PIDBeta",
     "PPOPenaltyBeta",
+    "Sample",
     "TabularPolicy",
     "Task",
+    "TinyGPT",
     "UnreachableTargetWarning",
+    "ValueHead",
     "ZieglerBeta",
     "all_pairs",
     "alpha_divergence",
@@ -76,6 +82,7 @@ __all__ = [
     "bradley_terry",
     "chi2",
     "claims",
+    "completion_logps",
     "control_variate",
     "derivations",
     "dpo_loss",
@@ -124,6 +131,7 @@ __all__ = [
     "regularised_value",
     "reinforce",
     "rloo_advantages",
+    "sample",
     "sample_pairs",
     "simpo_loss",
     "tasks",

@@ -21,13 +21,15 @@ MODULES = sorted((ROOT / "kltutor").rglob("*.py"))
 
 # An import only ever points down this list.
 LAYERS = [
-    {"checks", "figures", "resumable"},
+    {"blocks", "checks", "figures", "resumable"},
     {"divergences", "masking", "schedules"},
     {"estimators"},
     {"controllers", "moments", "fits", "optimum", "selection"},
     {"placement", "preference", "overoptimization"},
     {"policy_gradient"},
     {"tasks"},
+    {"model"},
+    {"sampling"},
     {"pairs"},
     {"proxy"},
     {"exact"},
