@@ -80,6 +80,7 @@ __all__ = [
     "best_of_n_kl",
     "best_of_n_kl_bound",
     "bradley_terry",
+    "bugs",
     "chi2",
     "claims",
     "completion_logps",
@@ -142,6 +143,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """Load the parts that need sympy or matplotlib when they are first asked for."""
-    if name in ("claims", "derivations", "figures"):
+    if name in ("bugs", "claims", "derivations", "figures"):
         return import_module(f"kltutor.{name}")
     raise AttributeError(f"module 'kltutor' has no attribute {name!r}")

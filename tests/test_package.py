@@ -35,6 +35,7 @@ LAYERS = [
     {"exact"},
     {"atlas"},
     {"libraries"},
+    {"bugs"},
     {"derivations", "claims", "ledger"},
     {"cli"},
 ]
