@@ -21,7 +21,7 @@ MODULES = sorted((ROOT / "kltutor").rglob("*.py"))
 
 # An import only ever points down this list.
 LAYERS = [
-    {"blocks", "checks", "figures", "resumable"},
+    {"blocks", "checkpoints", "checks", "figures", "options", "resumable"},
     {"divergences", "masking", "schedules"},
     {"estimators"},
     {"controllers", "moments", "fits", "optimum", "selection"},
@@ -33,6 +33,15 @@ LAYERS = [
     {"pairs"},
     {"proxy"},
     {"exact"},
+    {"run"},
+    {"world"},
+    {"rollout"},
+    {"algorithms", "finite"},
+    {"flags", "offline", "records"},
+    {"learner"},
+    {"train"},
+    {"plots"},
+    {"session"},
     {"atlas"},
     {"libraries"},
     {"bugs"},
