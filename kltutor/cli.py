@@ -1,9 +1,13 @@
-"""The command `kltutor`: run the ledger of claims from a terminal."""
+"""The command `kltutor`: train policies, plot runs, check the claims of the book."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kltutor import session
+from kltutor.flags import OneLine, plain_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 160  # characters of a statement that the table shows
 
 app = typer.Typer(
-    help="KL regularisation in RLHF: check the claims of the book.",
+    help="KL regularisation in RLHF: train policies, plot runs, check the claims of the book.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,7 +44,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """KL regularisation in RLHF: check the claims of the book."""
+    """KL regularisation in RLHF: train policies, plot runs, check the claims of the book."""
 
 
 @app.command()
@@ -74,6 +78,36 @@ def verify(
         Console().print(_table(results))
         typer.echo(f"{len(results) - failed} of {len(results)} claims hold; {seconds:.1f} s.")
     raise typer.Exit(1 if failed else 0)
+
+
+app.command(cls=OneLine)(session.train)
+
+
+@app.command(cls=OneLine)
+def plot(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A name in .svg, .png or .pdf.")] = Path(
+        "runs.svg"
+    ),
+    quantity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="kl_to_optimum, kl, gold, proxy, objective, length or entropy; repeatable. The first four "
+            "if left out.",
+        ),
+    ] = None,
+    against: Annotated[
+        str, typer.Option(metavar="AXIS", help="step, episodes, seconds, or kl: the exact KL(π ‖ ref).")
+    ] = "step",
+) -> None:
+    """Draw runs of `kltutor train --out DIR` over each other, exact quantities only."""
+    with plain_errors():
+        from kltutor import plots
+
+        plots.check_name(out)
+        plots.save(plots.overlay([plots.read(folder) for folder in folders], quantity, against), out)
+    typer.echo(f"The figure is in {out}.")
 
 
 def _record(result: "Result") -> dict[str, object]:

@@ -19,6 +19,27 @@ ROLES: dict[str, dict[str, str]] = {
 # Darker than the line where it has less than 4.5:1 on white.
 TEXT = {"policy": "#0072B2", "reference": "#666666", "optimum": "#B84F00", "k2": "#9C5F4E"}
 
+STYLE: Any = {
+    "figure.figsize": (6.4, 3.2),
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10,
+    "font.size": 10,
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine has it
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "svg.hashsalt": "kltutor",
+    "svg.fonttype": "path",
+}
+
 
 def use_style() -> None:
     """Set matplotlib to the book's style: 6.4 x 3.2 in, transparent SVG, no date, stable ids."""
@@ -27,28 +48,7 @@ def use_style() -> None:
     matplotlib_inline.backend_inline.set_matplotlib_formats(
         "svg", metadata={"Date": None}, bbox_inches="tight"
     )
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.2),
-            "figure.facecolor": "none",
-            "axes.facecolor": "none",
-            "savefig.facecolor": "none",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 11,
-            "axes.titleweight": "bold",
-            "axes.titlepad": 10,
-            "axes.labelsize": 10,
-            "font.size": 10,
-            "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine has it
-            "lines.linewidth": 1.8,
-            "lines.markersize": 5,
-            "legend.frameon": False,
-            "svg.hashsalt": "kltutor",
-            "svg.fonttype": "path",
-        }
-    )
+    mpl.rcParams.update(STYLE)
 
 
 def line(role: str, *, marker: bool = False) -> dict[str, str]:
