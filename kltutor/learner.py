@@ -18,7 +18,7 @@ from kltutor.finite import check_loss, check_module, check_now, logits_stay_fini
 from kltutor.masking import reduce
 from kltutor.model import TinyGPT, ValueHead
 from kltutor.offline import Offline
-from kltutor.records import mean_kl, pair_metrics, rollout_metrics, update_metrics
+from kltutor.records import pair_metrics, rollout_metrics, update_metrics
 from kltutor.rollout import Now, Rollout, TabularValue, look, roll_out
 from kltutor.run import Run
 from kltutor.schedules import Controller
@@ -195,7 +195,7 @@ class Learner:
         def value(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
             logp = exact.seq_logp(policy, world.task)
             gain = exact.expectation(world.reward(run).to(logp.device), logp, world.task)
-            cost = mean_kl(logp, world.ref_seq_logp.to(logp.device), world.task)
+            cost = exact.mean_kl(logp, world.ref_seq_logp.to(logp.device), world.task)
             return gain - controller.beta * cost, cost, logp
 
         with logits_stay_finite(step):

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from kltutor import exact
 from kltutor.algorithms import Comparison, Scored
+from kltutor.exact.sums import prompt_probs
 from kltutor.masking import masked_mean, masked_sum
 from kltutor.pairs import Pairs, all_pairs, sample_pairs
-from kltutor.rollout import look
 from kltutor.run import Run
+from kltutor.sampling import completion_logps
 from kltutor.world import World
 
 MOST_PAIRS = 2_000_000  # that a population may have: about a second a step
@@ -58,7 +59,7 @@ class Offline:
         """Return the single completions of the next step and their weights."""
         world = self.world
         if self.run.data == "population":
-            scored, weights = _score_all(policy, world), _asked(world) * world.ref_seq_logp.exp()
+            scored, weights = _score_all(policy, world), _law(world)
             rows = Scored(*(part.flatten() for part in scored))
             return rows, weights.flatten().to(rows.seq_logp)
         pairs = self._draw(generator)
@@ -81,8 +82,8 @@ class Offline:
         )
         mismatched = None
         if self.run.algorithm == "kto":
-            asked = _asked(self.world)
-            law = asked * (asked * self.world.ref_seq_logp.exp()).sum(0)  # a prompt, a completion to any
+            asked = prompt_probs(self.world.task, self.world.ref_seq_logp)
+            law = asked * _law(self.world).sum(0)  # a prompt, a completion to any
             mismatched = Scored(*((law.to(part) * part).sum()[None] for part in table))  # one weighted row
         return Comparison(chosen, rejected, mismatched, weights.to(table.seq_logp))
 
@@ -94,7 +95,7 @@ def score(
     task, home = world.task, next(policy.parameters()).device
     mask = task.mask[completion].to(home)
     prompts, tokens = task.prompt_tokens[prompt].to(home), task.tokens[completion].to(home)
-    logp = look(policy, None, prompts, tokens, mask).logp
+    logp = completion_logps(policy, prompts, tokens, mask)
     ref = world.ref_seq_logp[prompt, completion].to(logp.device, logp.dtype)
     return Scored(masked_sum(logp, mask), masked_mean(logp, mask), ref)
 
@@ -107,5 +108,6 @@ def _score_all(policy: nn.Module, world: World) -> Scored:
     return Scored(seq_logp, seq_logp / lengths, world.ref_seq_logp.to(logp.device))
 
 
-def _asked(world: World) -> Float[Tensor, "prompt 1"]:
-    return torch.tensor(world.task.prompt_probs, dtype=torch.float64)[:, None]
+def _law(world: World) -> Float[Tensor, "prompt completion"]:
+    """Return how often the reference is asked a prompt and answers with a completion."""
+    return prompt_probs(world.task, world.ref_seq_logp) * world.ref_seq_logp.exp()

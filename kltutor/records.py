@@ -5,19 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kltutor import exact
 from kltutor.algorithms import Comparison, shaped_rewards
-from kltutor.divergences import kl
-from kltutor.exact.sums import prompt_probs
 from kltutor.masking import masked_sum, reduce
 from kltutor.optimum import optimal_policy
 from kltutor.placement import gae
 from kltutor.rollout import Now, Rollout
 from kltutor.run import Run
-from kltutor.tasks import Policy, Task
+from kltutor.tasks import Policy
 from kltutor.world import World
 
 
@@ -74,14 +71,6 @@ class Record:
         return dataclasses.asdict(self)
 
 
-def mean_kl(
-    logp: Float[Tensor, "prompt completion"], other: Float[Tensor, "prompt completion"], task: Task
-) -> Float[Tensor, ""]:
-    """Return Σ_x p(x) KL(policy(·|x) ‖ other(·|x)), nats per sequence."""
-    asked = prompt_probs(task, logp)[:, 0]
-    return torch.where(asked > 0, asked * kl(logp, other), 0).sum()
-
-
 @torch.no_grad()
 def measure(run: Run, world: World, policy: Policy, beta: float) -> Exact:
     """Return the exact quantities of a policy at a coefficient of the KL."""
@@ -91,7 +80,7 @@ def measure(run: Run, world: World, policy: Policy, beta: float) -> Exact:
     def mean(values: Tensor) -> float:
         return exact.expectation(values, logp, task).item()
 
-    from_ref, reward = mean_kl(logp, ref_logp, task).item(), world.reward(run)
+    from_ref, reward = exact.mean_kl(logp, ref_logp, task).item(), world.reward(run)
     against = run.optimum_beta or beta
     best = optimal_policy(ref_logp, reward, against)[0] if against > 0 else None
     return Exact(
@@ -99,7 +88,7 @@ def measure(run: Run, world: World, policy: Policy, beta: float) -> Exact:
         gold=mean(task.reward),
         proxy=mean(world.proxy),
         objective=mean(reward) - beta * from_ref,
-        kl_to_optimum=None if best is None else mean_kl(logp, best, task).item(),
+        kl_to_optimum=None if best is None else exact.mean_kl(logp, best, task).item(),
         length=mean(task.mask.sum(-1).double().expand_as(logp)),
         entropy=-mean(logp),
     )

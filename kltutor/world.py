@@ -56,7 +56,7 @@ class World:
         chosen = self.ref_logps[:, self.prefix, self.task.tokens]
         return chosen.masked_fill(~self.task.mask, 0)
 
-    @property
+    @cached_property
     def ref_seq_logp(self) -> Float[Tensor, "prompt completion"]:
         """Return log ref of every completion."""
         return self.ref_logp.sum(-1)

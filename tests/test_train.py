@@ -25,7 +25,7 @@ from kltutor import (
 from kltutor.finite import NonFiniteError
 from kltutor.model import TinyGPT
 from kltutor.offline import Offline
-from kltutor.records import mean_kl, measure, pair_metrics
+from kltutor.records import measure, pair_metrics
 from kltutor.rollout import roll_out
 from kltutor.run import Run
 from kltutor.train import make_world, resume, train
@@ -51,7 +51,7 @@ def small(**options):
 
 def distance(policy, other, task):
     logps = (exact.seq_logp(each, task).detach() for each in (policy, other))
-    return mean_kl(*logps, task).item()
+    return exact.mean_kl(*logps, task).item()
 
 
 # Where it ends

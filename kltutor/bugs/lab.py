@@ -50,4 +50,4 @@ def seq_logp(policy: Policy) -> Float[Tensor, "prompt completion"]:
 
 def kl_to_ref(logp: Float[Tensor, "prompt completion"]) -> float:
     """Return KL(policy ‖ ref) in nats per sequence, from the log-probabilities of the completions."""
-    return exact.expectation(logp - seq_logp(REF), logp, TASK).item()
+    return exact.mean_kl(logp, seq_logp(REF), TASK).item()

@@ -10,7 +10,6 @@ from torch import Tensor
 from kltutor import exact, tasks
 from kltutor.claims.lab import refused
 from kltutor.claims.witnesses import logp
-from kltutor.divergences import kl
 from kltutor.pairs import Pairs
 from kltutor.tasks import TabularPolicy, Task
 
@@ -63,7 +62,7 @@ def over_means(
 
 def apart(seq_logp: Tensor, other: Tensor, task: Task = PHRASES) -> Float[Tensor, ""]:
     """Return KL(first ‖ second) of whole completions, the prompts weighted, in nats per sequence."""
-    return torch.tensor(task.prompt_probs, dtype=torch.float64) @ kl(seq_logp, other)
+    return exact.mean_kl(seq_logp, other, task)
 
 
 def certain(reward: Tensor, other: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from kltutor.exact.minimum import minimise
 from kltutor.exact.sums import (
     expectation,
     kl,
+    mean_kl,
     prefix_index,
     prefix_logps,
     prefix_reach,
@@ -30,6 +31,7 @@ __all__ = [
     "expected_group_gradient",
     "gradient",
     "kl",
+    "mean_kl",
     "minimise",
     "prefix_index",
     "prefix_logps",

@@ -148,9 +148,15 @@ def kl(policy: Policy, ref: Policy, task: Task) -> Float[Tensor, ""]:
         >>> bool(exact.kl(policy, ref, task) > 0), round(exact.kl(policy, policy, task).item(), 12)
         (True, 0.0)
     """
-    logp, ref_logp = seq_logp(policy, task), seq_logp(ref, task)
+    return mean_kl(seq_logp(policy, task), seq_logp(ref, task), task)
+
+
+def mean_kl(
+    logp: Float[Tensor, "prompt completion"], other: Float[Tensor, "prompt completion"], task: Task
+) -> Float[Tensor, ""]:
+    """Return Σ_x p(x) KL(policy(·|x) ‖ other(·|x)) of two tables as from `seq_logp`, nats per sequence."""
     probs = prompt_probs(task, logp)[:, 0]
-    return (probs * torch.where(probs > 0, divergences.kl(logp, ref_logp), 0)).sum()
+    return (probs * torch.where(probs > 0, divergences.kl(logp, other), 0)).sum()
 
 
 def prefix_reach(policy: Policy, task: Task) -> Float[Tensor, "prompt prefix"]:
