@@ -1,7 +1,8 @@
 """One function for each algorithm: from what was drawn and what the policy now says to a loss to minimise.
 
 They add nothing to the losses of the package but the wiring. Those that sample take a `Rollout` and may be
-handed any part of it that is made of whole groups; those that learn from data take a `Comparison`.
+handed any part of it that is made of whole groups, or a stack of several, each with its own beta, for a loss
+of each; those that learn from data take a `Comparison`.
 """
 
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from kltutor.preference import (
 from kltutor.rollout import Now, Rollout
 from kltutor.run import Run
 
+Beta = float | Float[Tensor, " stack"]  # of one batch, or one of each
 
-def reinforce(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
+
+def reinforce(run: Run, beta: Beta, rollout: Rollout, now: Now) -> Float[Tensor, "*stack"]:
     """Return the score-function loss with the discounted reward-to-go of each token, without a baseline."""
     rewards = shaped_rewards(run, beta, rollout)
     advantages = gae(rewards, torch.zeros_like(rewards), rollout.mask, run.gamma, 1.0)
@@ -42,16 +45,16 @@ def reinforce(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor
     )
 
 
-def rloo(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
+def rloo(run: Run, beta: Beta, rollout: Rollout, now: Now) -> Float[Tensor, "*stack"]:
     """Return the score-function loss with the return of the whole completion less that of the others."""
     returns = masked_sum(shaped_rewards(run, beta, rollout), rollout.mask)
-    advantages = rloo_advantages(returns, rollout.group)[:, None].expand_as(now.logp)
+    advantages = _of_each_token(rloo_advantages, returns, rollout)
     return reinforce_loss(now.logp, advantages, rollout.mask, reduction=run.reduction) + kl_penalty(
         run, beta, rollout, now
     )
 
 
-def ppo(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
+def ppo(run: Run, beta: Beta, rollout: Rollout, now: Now) -> Float[Tensor, "*stack"]:
     """Return the clipped surrogate with generalised advantages, plus the squared error of the values."""
     if rollout.values is None or now.values is None:
         raise ValueError("PPO needs the values of a critic, at the time of drawing and now.")
@@ -65,33 +68,36 @@ def ppo(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
     return surrogate + kl_penalty(run, beta, rollout, now) + reduce(errors, rollout.mask, "token_mean")
 
 
-def grpo(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
+def grpo(run: Run, beta: Beta, rollout: Rollout, now: Now) -> Float[Tensor, "*stack"]:
     """Return the clipped surrogate with one advantage a completion, measured against its group.
 
     With k3 in the loss, z-scores and both reductions "sequence_mean" it is `grpo_loss` as published.
     """
     measured = {"z_score": group_advantages, "dr_grpo": dr_grpo_advantages}[run.advantages]
     returns = masked_sum(shaped_rewards(run, beta, rollout), rollout.mask)
-    advantages = measured(returns, rollout.group)[:, None].expand_as(now.logp)
+    advantages = _of_each_token(measured, returns, rollout)
     surrogate = ppo_clip_loss(
         now.logp, rollout.logp, advantages, rollout.mask, run.clip_eps, reduction=run.reduction
     )
     return surrogate + kl_penalty(run, beta, rollout, now)
 
 
-def shaped_rewards(run: Run, beta: float, rollout: Rollout) -> Float[Tensor, "batch time"]:
+def shaped_rewards(run: Run, beta: Beta, rollout: Rollout) -> Float[Tensor, "*stack batch time"]:
     """Return the reward of each token: the score at the last one, less the KL if it is placed there."""
-    if run.kl_placement == "loss" or beta == 0 or run.kl_estimator == "full":
-        return kl_in_reward(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, beta=0.0)
-    return kl_in_reward(
-        rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, beta, estimator=run.kl_estimator
-    )
+    said = rollout.logp, rollout.ref_logp, rollout.mask
+    if run.kl_placement == "loss" or not _counts(beta) or run.kl_estimator == "full":
+        return kl_in_reward(rollout.scores, *said, beta=0.0)
+    if not isinstance(beta, Tensor):
+        return kl_in_reward(rollout.scores, *said, beta, estimator=run.kl_estimator)
+    alone = kl_in_reward(rollout.scores, *said, beta=0.0)
+    cost = kl_in_reward(torch.zeros_like(rollout.scores), *said, beta=1.0, estimator=run.kl_estimator)
+    return alone + beta[..., None, None] * cost  # the same rounding as with one beta
 
 
-def kl_penalty(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tensor, ""]:
+def kl_penalty(run: Run, beta: Beta, rollout: Rollout, now: Now) -> Float[Tensor, "*stack"]:
     """Return beta·KL if it is placed in the loss, and else 0."""
-    if run.kl_placement != "loss" or beta == 0:
-        return now.logp.new_zeros(())
+    if run.kl_placement != "loss" or not _counts(beta):
+        return now.logp.new_zeros(now.logp.shape[:-2])
     if run.kl_estimator == "full":
         return beta * reduce(full_vocab_kl(now.logps, rollout.ref_logps), rollout.mask, run.kl_reduction)
     return beta * kl_loss(
@@ -105,6 +111,21 @@ def kl_penalty(run: Run, beta: float, rollout: Rollout, now: Now) -> Float[Tenso
         correction=run.kl_correction,
         ratio=run.kl_ratio,
     )
+
+
+def _counts(beta: Beta) -> bool:
+    return bool((beta > 0).any()) if isinstance(beta, Tensor) else beta > 0
+
+
+def _of_each_token(
+    measured: Callable[[Tensor, Tensor], Tensor], returns: Tensor, rollout: Rollout
+) -> Float[Tensor, "*stack batch time"]:
+    """Return advantages of whole completions, measured against their group, at each of their tokens."""
+    group = rollout.group
+    if group.ndim > 1:  # those of one batch are not those of another
+        group = group + (group.max() + 1) * torch.arange(len(group), device=group.device)[:, None]
+    advantages = measured(returns.flatten(), group.flatten()).view_as(returns)
+    return advantages.unsqueeze(-1).expand_as(rollout.logp)
 
 
 class Scored(NamedTuple):
@@ -178,7 +199,7 @@ def sft(shown: Scored, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
     return -weights @ shown.seq_logp
 
 
-FROM_ROLLOUTS: dict[str, Callable[[Run, float, Rollout, Now], Tensor]] = {
+FROM_ROLLOUTS: dict[str, Callable[[Run, Beta, Rollout, Now], Tensor]] = {
     "reinforce": reinforce,
     "rloo": rloo,
     "ppo": ppo,

@@ -113,6 +113,8 @@ class Norm(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """Return the normalised state."""
+        if self.gain.ndim == 1:  # one kernel instead of three
+            return F.layer_norm(state, state.shape[-1:], self.gain, self.shift)
         gain, shift = self.gain[..., None, None, :], self.shift[..., None, None, :]
         return F.layer_norm(state, state.shape[-1:]) * gain + shift
 

@@ -4,6 +4,7 @@ One safetensors file holds the tensors and, in its header, the JSON state, so th
 written beside its place and renamed into it: a reader finds the old one or the new one, never half of one.
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -16,7 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 KIND = "kltutor checkpoint"
-VERSION = "1"
+VERSION = "2"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -43,9 +44,19 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
         raise ValueError(f"state cannot be written as JSON: {error}.") from None
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {"kind": KIND, "version": VERSION, "state": text}
+    write(path, safetensors.torch.save(held, header))
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file, atomically: at any moment it is the old one, or none, or the new one.
+
+    Args:
+        path: where; its folder exists. A file `path`.part beside it is scratch.
+        data: all that it shall hold.
+    """
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
-        file.write(safetensors.torch.save(held, header))
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -91,25 +102,31 @@ def append(log: Path, line: Mapping[str, Any]) -> None:
         file.write(text.encode() + b"\n")
 
 
-def settle(log: Path) -> int:
-    """Return the size of a log in bytes once all of it is on the disk: what a checkpoint notes down."""
+def settle(log: Path) -> dict[str, Any]:
+    """Return size and hash of a log once all of it is on the disk: what a checkpoint notes down."""
     _sync(log)
-    return log.stat().st_size
+    data = log.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def cut(log: Path, size: int) -> None:
-    """Cut a log back to the size that a checkpoint noted down.
+def cut(log: Path, note: Mapping[str, Any]) -> None:
+    """Cut a log back to what `settle` found when the checkpoint was written, and leave any other log alone.
 
     Raises:
-        ValueError: it is shorter, or absent, so it is not the log of that checkpoint.
+        ValueError: it is shorter, absent or begins otherwise, so it is not the log of that checkpoint.
     """
-    found = f"holds {log.stat().st_size} bytes" if log.exists() else "is absent"
-    if not log.exists() or log.stat().st_size < size:
-        raise ValueError(
-            f"{log} {found}, but {size} bytes were there when the checkpoint was written. Put back the log "
-            "that belongs to the checkpoint, or start the run in another folder."
-        )
-    os.truncate(log, size)
+    size, data = note["bytes"], log.read_bytes() if log.exists() else None
+    if data is None or len(data) < size:
+        wrong = f"{'is absent' if data is None else f'holds {len(data)} bytes'}, but {size} bytes were there"
+    elif hashlib.sha256(data[:size]).hexdigest() != note["sha256"]:
+        wrong = f"begins with {size} bytes that differ from those that were there"
+    else:
+        os.truncate(log, size)
+        return
+    raise ValueError(
+        f"{log} {wrong} when the checkpoint was written. Put back the log that belongs to the checkpoint, or "
+        "start the run in another folder."
+    )
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:

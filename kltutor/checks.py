@@ -1,5 +1,7 @@
 """Checks of values that an annotation cannot state; every error names the argument and the way out."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -75,12 +77,13 @@ def check_finite(**values: Float[Tensor, "..."]) -> None:
             raise ValueError(f"{name}{first(bad)} is {value[bad][0].item()}; a finite value is expected.")
 
 
-def check_rows(mask: Bool[Tensor, "batch time"]) -> None:
+def check_rows(mask: Bool[Tensor, "*stack batch time"]) -> None:
     """Raise ValueError unless every row of the mask has a True."""
     empty = ~mask.any(-1)
     if empty.any():
+        row = ", ".join(map(str, first(empty)))
         raise ValueError(
-            f"mask row {first(empty)[0]} has no True: a completion without an action token has no value. "
+            f"mask row {row} has no True: a completion without an action token has no value. "
             "Drop such rows before this call."
         )
 
@@ -95,6 +98,13 @@ def check_tokens(tokens: Int[Tensor, "..."], size: int) -> None:
         )
 
 
+def check_number(**numbers: float) -> None:
+    """Raise ValueError unless every number is neither nan nor infinite."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} is {number}; a finite number is expected.")
+
+
 def check_positive(**numbers: float) -> None:
     """Raise ValueError unless every number is finite and above 0."""
     for name, number in numbers.items():
@@ -107,6 +117,15 @@ def check_nonnegative(**numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 <= number < float("inf"):
             raise ValueError(f"{name} is {number}; a finite number of at least 0 is expected.")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless torch can compute on a device of this machine."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device is {device!r}, which torch cannot use: {reason}. Use device=cpu.") from None
 
 
 def check_detached(**tensors: Tensor) -> None:

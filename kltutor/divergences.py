@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_distributions, check_finite
+from kltutor.checks import check_distributions, check_finite, check_number
 
 
 def kl(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
@@ -143,8 +143,7 @@ def alpha_divergence(
         >>> [round(alpha_divergence(p, q, alpha).item(), 4) for alpha in (0.0, 0.5, 1.0, 2.0)]
         [0.3681, 0.4223, 0.5108, 0.8889]
     """
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha is {alpha}; a finite number is expected.")
+    check_number(alpha=alpha)
     check_distributions(p=p, q=q)
     if alpha == 1:
         return kl(p, q)

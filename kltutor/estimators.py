@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_logits, check_pair
+from kltutor.checks import check_logits, check_number, check_pair
 from kltutor.divergences import kl
 
 
@@ -135,8 +135,7 @@ def control_variate(
         tensor([0.5000])
     """
     check_pair(logp, ref_logp)
-    if not abs(coef) < float("inf"):
-        raise ValueError(f"coef is {coef}; a finite number is expected.")
+    check_number(coef=coef)
     log_ratio = logp - ref_logp
     if coef == 0:
         return log_ratio  # 0·inf would be nan

@@ -80,12 +80,22 @@ def finish(ax: Axes, *, title: str, xlabel: str, ylabel: str) -> None:
 
 
 def table(rows: list[dict[str, Any]], digits: str = ".4f") -> Any:
-    """Return rows as a Markdown table for a notebook: keys are the header, floats print with `digits`."""
+    """Return rows as a Markdown table for a notebook: keys are the header, floats print with `digits`.
+
+    Strings stay as they are, also those that look like numbers.
+    """
     from IPython.display import Markdown
     from tabulate import tabulate
 
     plain = [{key: getattr(value, "item", lambda v=value: v)() for key, value in row.items()} for row in rows]
-    return Markdown(tabulate(plain, headers="keys", tablefmt="pipe", floatfmt=digits))
+    keys = list(dict.fromkeys(key for row in plain for key in row))
+    texts = [key for key in keys if any(isinstance(row.get(key), str) for row in plain)]
+    for row in plain:  # tabulate formats a column of numbers only, and takes "1e3" for one
+        row.update({key: format(row[key], digits) for key in texts if isinstance(row.get(key), float)})
+    columns = [keys.index(key) for key in texts]
+    return Markdown(
+        tabulate(plain, headers="keys", tablefmt="pipe", floatfmt=digits, disable_numparse=columns)
+    )
 
 
 def _look(role: str) -> dict[str, str]:

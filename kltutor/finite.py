@@ -60,16 +60,30 @@ def check_module(step: int, name: str, module: nn.Module, *, gradient: bool) -> 
             _check(step, f"{'gradient of ' if gradient else ''}{name}.{own}", value, FAST)
 
 
-@contextmanager
-def logits_stay_finite(step: int) -> Iterator[None]:
-    """Turn the refusal of a policy that returns nan after the first step into a NonFiniteError.
+def check_stack(step: int, name: str, module: nn.Module, *, gradient: bool) -> dict[int, NonFiniteError]:
+    """Return what `check_module` would raise for each policy of a stack; nothing where all is finite."""
+    values = {own: each.grad if gradient else each.detach() for own, each in module.named_parameters()}
+    finite = {own: each.isfinite().flatten(1).all(-1) for own, each in values.items() if each is not None}
+    whole = torch.stack(list(finite.values()), -1)  # (policy, parameter)
+    found = {}
+    for policy in (~whole.all(-1)).nonzero().flatten().tolist():
+        own = list(finite)[int((~whole[policy]).int().argmax())]  # the first
+        tensor = f"{'gradient of ' if gradient else ''}{name}.{own}"
+        found[policy] = NonFiniteError(step, tensor, FAST)
+    return found
 
-    Before it the policy is as it was given, and the ValueError says what is wrong with it.
+
+@contextmanager
+def logits_stay_finite(step: int, *, moved: bool = False) -> Iterator[None]:
+    """Turn the refusal of a policy that returns nan once it has moved into a NonFiniteError.
+
+    Until then the policy is as it was given, and the ValueError says what is wrong with it. After the first
+    step it has moved, and within it where `moved` says so.
     """
     try:
         yield
     except ValueError as error:
-        if step == 0:
+        if step == 0 and not moved:
             raise
         raise NonFiniteError(step, "logits", f"{FAST} ({error})") from error
 

@@ -1,74 +1,61 @@
-"""A policy that learns: one step of any algorithm, from a batch to moved parameters."""
+"""A policy that learns: the parameters of one run, and the optimiser that moves them."""
 
 import copy
 import math
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from kltutor import exact
-from kltutor.algorithms import FROM_PAIRS, FROM_ROLLOUTS, sft
+from kltutor.algorithms import FROM_ROLLOUTS
 from kltutor.checkpoints import below
-from kltutor.estimators import full_vocab_kl
 from kltutor.finite import check_loss, check_module, check_now, logits_stay_finite
-from kltutor.masking import reduce
+from kltutor.lessons import Course, Draw, Learn, Look, Move, Request
 from kltutor.model import TinyGPT, ValueHead
-from kltutor.offline import Offline
-from kltutor.records import pair_metrics, rollout_metrics, update_metrics
-from kltutor.rollout import Now, Rollout, TabularValue, look, roll_out
+from kltutor.records import Record, update_metrics
+from kltutor.rollout import TabularValue, complete, draw, look
 from kltutor.run import Run
 from kltutor.schedules import Controller
-from kltutor.tasks import TabularPolicy
+from kltutor.tasks import TabularPolicy, Task
 from kltutor.world import World
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 
-class Update(NamedTuple):
-    """What one step reports; loss and norm are means over its updates."""
-
-    loss: float
-    gradient_norm: float  # of the policy, before it is shortened
-    sampled: dict[str, float]
-    kl: float | None  # what the controller measures, if anything
-
-
-class Learner:
-    """A policy, its critic if it has one, their optimiser, and the generator of everything they draw."""
+class Learner(Course):
+    """A policy, its critic if it has one, their optimiser, and the course of steps that they make."""
 
     def __init__(self, run: Run, world: World) -> None:
         """Start at the reference, or untrained where the reference is what is learnt.
 
         Raises:
-            ValueError: the policy cannot start as a copy of the reference: a gpt where that is none, or a
-                table where it gives some token probability 0.
+            ValueError: as `start`.
         """
-        self.run, self.world = run, world
-        self.generator = torch.Generator().manual_seed(run.seed)
-        self.policy = self._start()
-        self.critic = self._start_critic() if run.algorithm == "ppo" else None
-        reads = run.data != "rollouts" and run.algorithm != "exact"
-        self.offline = Offline(run, world) if reads else None
+        super().__init__(run, world)
+        self.policy = start(run, world, self.generator)
+        self.critic = new_critic(self.policy, None) if run.algorithm == "ppo" else None
         groups = [{"params": list(self.policy.parameters()), "lr": run.rate}]
         if self.critic is not None:
             groups.append({"params": list(self.critic.parameters()), "lr": run.value_rate})
         self.optimiser = torch.optim.Adam(groups)
+        self._moved = False
 
-    def update(self, step: int, share: float, controller: Controller) -> Update:
-        """Make one step at a share of the rates, with the controller's beta, which it does not move."""
-        for group, rate in zip(
-            self.optimiser.param_groups, (self.run.rate, self.run.value_rate), strict=False
-        ):
-            group["lr"] = share * rate
-        if self.run.data == "rollouts":
-            return self._from_rollouts(step, controller)
-        if self.run.algorithm == "exact":
-            return self._from_sums(step, share, controller)
-        return self._from_data(step, controller.beta)
+    def advance(self, step: int, controller: Controller, clock: Callable[[], float]) -> Record:
+        """Return the record of a step, made unless the last one has been, and move the controller."""
+        lesson, reply = self.record(step, controller, self.policy, clock), None
+        try:
+            while True:
+                request = lesson.send(reply)
+                try:
+                    reply = self._answer(step, request)
+                except (ValueError, ArithmeticError) as error:
+                    lesson.throw(error)
+        except StopIteration as stop:
+            return cast(Record, stop.value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
@@ -94,138 +81,109 @@ class Learner:
     def _modules(self) -> list[tuple[str, nn.Module]]:
         return [("policy", self.policy)] + ([("critic", self.critic)] if self.critic is not None else [])
 
-    def _start(self) -> nn.Module:
-        run, world = self.run, self.world
-        dtype = DTYPES[run.dtype]
-        if run.policy == "gpt":
-            if run.algorithm == "sft":
-                return TinyGPT.for_task(
-                    world.task,
-                    generator=self.generator,
-                    dtype=dtype,
-                    device=run.device,
-                    layers=run.layers,
-                    heads=run.heads,
-                    width=run.width,
-                )
-            if not isinstance(world.ref, TinyGPT):
-                kind = type(world.ref).__name__
-                raise ValueError(f"ref is a {kind}; a gpt starts as a copy of a TinyGPT.")
-            return copy.deepcopy(world.ref).to(run.device, dtype).requires_grad_(True)
-        logits = torch.zeros_like(world.ref_logps) if run.algorithm == "sft" else world.ref_logps
-        if not logits.isfinite().all():
-            raise ValueError(
-                "the reference gives some token probability 0, so no table of logits can start as its copy. "
-                "Pass a world whose reference says everything, however rarely."
-            )
-        return TabularPolicy(world.task, logits.to(run.device, dtype))
-
-    def _start_critic(self) -> nn.Module:
-        dtype, device = DTYPES[self.run.dtype], self.run.device
-        if isinstance(self.policy, TinyGPT):
-            return ValueHead(self.policy.shape.width, dtype=dtype, device=device)
-        return TabularValue(self.world.task, dtype=dtype, device=device)
-
-    def _precision(self) -> AbstractContextManager[None]:
-        if self.run.dtype != "bfloat16":
-            return nullcontext()
-        return torch.autocast(torch.device(self.run.device).type, torch.bfloat16)
-
-    def _from_rollouts(self, step: int, controller: Controller) -> Update:
-        run, beta = self.run, controller.beta
-        with self._precision(), logits_stay_finite(step):
-            rollout = roll_out(run, self.world, self.policy, self.critic, self.generator)
-        between = controller.measures == "old‖policy"
-        before = self._look_again(rollout) if between else None
-        seen: defaultdict[str, list[float]] = defaultdict(list)
-        for _ in range(run.epochs):
-            for part in self._parts(rollout):
-                now = self._look(part)
-                check_now(step, run, beta, part, now)
-                loss = FROM_ROLLOUTS[run.algorithm](run, beta, part, now)
-                moved = {"loss": loss.item(), "norm": self._move(step, loss)}
-                for name, value in (moved | update_metrics(run, beta, part, now)).items():
-                    seen[name].append(value)
-        means = {name: sum(values) / len(values) for name, values in seen.items()}
-        sampled = rollout_metrics(rollout)
-        kl = sampled["kl" if controller.unit == "nats per sequence" else "kl_token"]
-        if before is not None:
-            apart = full_vocab_kl(before.logps, self._look_again(rollout).logps)
-            whole = controller.unit == "nats per sequence"
-            kl = reduce(apart, rollout.mask, "sequence_sum" if whole else "token_mean").item()
-            sampled["kl_step"] = kl
-        return Update(means.pop("loss"), means.pop("norm"), sampled | means, kl)
-
-    def _parts(self, rollout: Rollout) -> list[Rollout]:
-        """Return the minibatches of one epoch, each of whole groups."""
+    def _answer(self, step: int, request: Request) -> Any:
         run = self.run
-        if run.minibatches == 1:
-            return [rollout]
-        order = torch.randperm(run.batch // run.group, generator=self.generator).to(rollout.group.device)
-        rows = order[:, None] * run.group + torch.arange(run.group, device=order.device)
-        return [rollout.rows(part.flatten()) for part in rows.chunk(run.minibatches)]
-
-    def _look(self, rollout: Rollout) -> Now:
-        prompts = self.world.task.prompt_tokens.to(rollout.tokens.device)[rollout.prompt]
-        with self._precision():
-            return look(self.policy, self.critic, prompts, rollout.tokens, rollout.mask)
-
-    @torch.no_grad()
-    def _look_again(self, rollout: Rollout) -> Now:
-        return self._look(rollout)
-
-    def _from_data(self, step: int, beta: float) -> Update:
-        run, offline = self.run, self.offline
-        assert offline is not None
-        with logits_stay_finite(step):
-            if run.algorithm == "sft":
-                with self._precision():
-                    shown, weights = offline.show(self.policy, self.generator)
-                loss, sampled = sft(shown, weights), {}
-            else:
-                with self._precision():
-                    pairs = offline.compare(self.policy, self.generator)
-                loss, sampled = FROM_PAIRS[run.algorithm](run, beta, pairs), pair_metrics(beta, pairs)
-        return Update(loss.item(), self._move(step, loss), sampled, None)
-
-    def _from_sums(self, step: int, share: float, controller: Controller) -> Update:
-        run, world, policy = self.run, self.world, self.policy
-        length = world.task.mask.sum(-1).double()
-
-        def value(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-            logp = exact.seq_logp(policy, world.task)
-            gain = exact.expectation(world.reward(run).to(logp.device), logp, world.task)
-            cost = exact.mean_kl(logp, world.ref_seq_logp.to(logp.device), world.task)
-            return gain - controller.beta * cost, cost, logp
-
-        with logits_stay_finite(step):
-            objective, cost, logp = value(policy)
-        kl = cost.item()
-        if controller.unit == "nats per token":
-            lengths = length.to(logp.device).expand_as(logp)
-            kl /= exact.expectation(lengths, logp.detach(), world.task).item()
-        if run.optimiser == "adam":
-            return Update(-objective.item(), self._move(step, -objective), {}, kl)
-        self.optimiser.zero_grad()
-        (-objective).backward()
-        norm = clip_grad_norm_(policy.parameters(), math.inf).item()
-        size = share * run.rate / controller.beta
-        moved = exact.ascend(policy, lambda p: value(p)[0], world.task, steps=1, step_size=size)
-        with torch.no_grad():
-            vector_to_parameters(parameters_to_vector(moved.parameters()), policy.parameters())
-        check_module(step, "policy", policy, gradient=False)
-        return Update(-objective.item(), norm, {}, kl)
-
-    def _move(self, step: int, loss: Tensor) -> float:
-        """Make an optimiser's step down a loss and return the norm of the policy's gradient."""
+        if isinstance(request, Move):
+            return self._descend(step, *request)
+        with self.precision(), logits_stay_finite(step, moved=self._moved):
+            said = read(request, self.policy, self.critic, self.world.task, self.generator)
+        if isinstance(request, Draw):
+            return complete(run, self.world, request.prompt, *said)
+        if isinstance(request, Look):
+            return said
+        (rollout, beta, *rates), now = request, said
+        check_now(step, run, beta, rollout, now)
+        loss = FROM_ROLLOUTS[run.algorithm](run, beta, rollout, now)
         check_loss(step, loss)
+        norm = self._descend(step, loss, *rates)
+        return {"loss": loss.item(), "norm": norm} | update_metrics(run, beta, rollout, now)
+
+    def _descend(self, step: int, loss: Tensor, *rates: float) -> float:
+        """Make an optimiser's step down a loss and return the norm of the policy's gradient."""
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
+            group["lr"] = rate
         self.optimiser.zero_grad()
         loss.backward()
+        self._moved = True
         norms = []
         for name, module in self._modules():
             check_module(step, name, module, gradient=True)
             norms.append(clip_grad_norm_(module.parameters(), self.run.max_gradient_norm or math.inf).item())
-        self.optimiser.step()
+        if self.run.optimiser == "natural":
+            natural_step(step, self.policy, self.world.task, rates[0])
+        else:
+            self.optimiser.step()
         for name, module in self._modules():
             check_module(step, name, module, gradient=False)
         return norms[0]
+
+
+def start(run: Run, world: World, generator: torch.Generator) -> TinyGPT | TabularPolicy:
+    """Return the policy that a run starts from: a copy of the reference, or untrained to learn it.
+
+    Raises:
+        ValueError: the policy cannot start as a copy of the reference: a gpt where that is none, or a table
+            where it gives some token probability 0.
+    """
+    dtype = DTYPES[run.dtype]
+    if run.policy == "gpt":
+        if run.algorithm == "sft":
+            return TinyGPT.for_task(
+                world.task,
+                generator=generator,
+                dtype=dtype,
+                device=run.device,
+                layers=run.layers,
+                heads=run.heads,
+                width=run.width,
+            )
+        if not isinstance(world.ref, TinyGPT):
+            kind = type(world.ref).__name__
+            raise ValueError(f"ref is a {kind}; a gpt starts as a copy of a TinyGPT.")
+        return copy.deepcopy(world.ref).to(run.device, dtype).requires_grad_(True)
+    logits = torch.zeros_like(world.ref_logps) if run.algorithm == "sft" else world.ref_logps
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the reference gives some token probability 0, so no table of logits can start as its copy. "
+            "Pass a world whose reference says everything, however rarely."
+        )
+    return TabularPolicy(world.task, logits.to(run.device, dtype))
+
+
+def read(
+    request: Draw | Look | Learn,
+    policy: TinyGPT | TabularPolicy,
+    critic: nn.Module | None,
+    task: Task,
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Any:
+    """Return what a policy draws, as `draw`, or says of completions, as `look`; or what a stack does.
+
+    Raises:
+        ValueError: its logits are not finite.
+    """
+    if isinstance(request, Draw):
+        return draw(policy, critic, task.prompt_tokens[request.prompt], task.horizon, generator)
+    if isinstance(request, Learn):
+        return look(policy, critic, *request.rollout.shown(task))
+    with torch.set_grad_enabled(request.differentiable):
+        return look(policy, None, request.prompts, request.tokens, request.mask)
+
+
+def new_critic(policy: TinyGPT | TabularPolicy, policies: int | None) -> nn.Module:
+    """Return values that fit a policy, 0 everywhere; for a stack, as many as it holds."""
+    parameter = next(policy.parameters())
+    like: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device, "policies": policies}
+    if isinstance(policy, TinyGPT):
+        return ValueHead(policy.shape.width, **like)
+    return TabularValue(policy.task, **like)
+
+
+def natural_step(step: int, policy: nn.Module, task: Task, size: float) -> None:
+    """Go down the gradient that a table holds, divided by the Fisher matrix of each prefix."""
+    gradients = [each.grad for each in policy.parameters() if each.grad is not None]
+    downhill = -parameters_to_vector(gradients)
+    with logits_stay_finite(step, moved=True):
+        moved = exact.ascend(policy, lambda _: downhill, task, steps=1, step_size=size)
+    with torch.no_grad():
+        vector_to_parameters(parameters_to_vector(moved.parameters()), policy.parameters())

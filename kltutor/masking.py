@@ -1,7 +1,8 @@
 """From logits to one number: log-probabilities of tokens, masks, and the three ways to reduce a batch.
 
 Shapes are (batch, time) throughout. A mask is boolean and True counts. What stands at a masked
-position never matters, not even inf or nan.
+position never matters, not even inf or nan. Batches of one shape may be stacked on leading axes: each is
+reduced as if it were alone.
 """
 
 from typing import Literal, get_args
@@ -45,8 +46,8 @@ def token_logps(
 
 
 def masked_sum(
-    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, " batch"]:
+    values: Float[Tensor, "*stack batch time"], mask: Bool[Tensor, "*stack batch time"]
+) -> Float[Tensor, "*stack batch"]:
     """Return Σ_t values·mask of each row; a row without a True sums to 0.
 
     From nats per token it makes nats per sequence. Masked values are replaced, not multiplied, so a
@@ -64,8 +65,8 @@ def masked_sum(
 
 
 def masked_mean(
-    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, " batch"]:
+    values: Float[Tensor, "*stack batch time"], mask: Bool[Tensor, "*stack batch time"]
+) -> Float[Tensor, "*stack batch"]:
     """Return Σ_t values·mask / Σ_t mask of each row: nats per token of that row.
 
     Raises:
@@ -81,8 +82,8 @@ def masked_mean(
 
 
 def reduce(
-    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], how: Reduction
-) -> Float[Tensor, ""]:
+    values: Float[Tensor, "*stack batch time"], mask: Bool[Tensor, "*stack batch time"], how: Reduction
+) -> Float[Tensor, "*stack"]:
     """Reduce a batch of per-token values to one number, in one of three ways that differ.
 
     With v = k1 or k3 per token and completions y sampled from the policy, each estimates:
@@ -98,7 +99,7 @@ def reduce(
         how: which of the three.
 
     Returns:
-        A scalar; nats per sequence for ``"sequence_sum"``, nats per token for the other two.
+        One number a batch; nats per sequence for ``"sequence_sum"``, nats per token for the other two.
 
     Raises:
         jaxtyping.TypeCheckError: shapes differ, the mask is not boolean, or `how` is unknown.
@@ -110,19 +111,19 @@ def reduce(
         >>> [reduce(values, mask, how).item() for how in ("token_mean", "sequence_sum", "sequence_mean")]
         [1.5, 3.0, 2.0]
     """
-    if values.shape[0] == 0:
+    if values.shape[-2] == 0:
         raise ValueError("values has no rows; a batch of at least one completion is expected.")
     check_rows(mask)
     if how == "token_mean":
-        return masked_sum(values, mask).sum() / mask.sum()
+        return masked_sum(values, mask).sum(-1) / mask.sum((-2, -1))
     if how == "sequence_sum":
-        return masked_sum(values, mask).mean()
+        return masked_sum(values, mask).mean(-1)
     if how == "sequence_mean":
-        return masked_mean(values, mask).mean()
+        return masked_mean(values, mask).mean(-1)
     raise ValueError(f"how is {how!r}; expected one of {', '.join(get_args(Reduction))}.")
 
 
-def last_action(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, " batch"]:
+def last_action(mask: Bool[Tensor, "*stack batch time"]) -> Int[Tensor, "*stack batch"]:
     """Return the index of the last True of each row, where a sequence-level score belongs.
 
     Right for gaps (several turns) and for padding on either side.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_distributions, first
+from kltutor.checks import check_distributions, check_number, check_positive, first
 from kltutor.divergences import chi2, jeffreys, kl
 from kltutor.estimators import k1, k2, k3
 
@@ -130,10 +130,8 @@ def gaussian_moments(mu: float, sigma: float = 1.0) -> dict[str, Moments]:
         >>> gaussian_moments(0.0, 1.5)["k3"].variance
         tensor(inf, dtype=torch.float64)
     """
-    if not abs(mu) < float("inf"):
-        raise ValueError(f"mu is {mu}; a finite number is expected.")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}; a finite number above 0 is expected.")
+    check_number(mu=mu)
+    check_positive(sigma=sigma)
     m, s = torch.tensor(mu, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
     excess = s.square() - 1
     a, b = -excess / (2 * s.square()), -m / s.square()

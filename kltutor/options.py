@@ -23,6 +23,7 @@ UNUSED: dict[str, Any] = {
     "kl_level": "token",
     "kl_reduction": "sequence_sum",
     "kl_correction": "none",
+    "kl_ratio": None,
     "reduction": "sequence_sum",
     "advantages": "dr_grpo",
     "clip_eps": 0.0,
@@ -57,19 +58,27 @@ DEFAULTS: dict[Algorithm, dict[str, Any]] = {
     | _CLIPPED
     | {"epochs": 2, "minibatches": 2, "steps": 100, "gamma": 1.0, "gae_lambda": 1.0, "value_rate": 0.05},
     "grpo": _SAMPLED | _CLIPPED | _PUBLISHED_GRPO | {"group": 8},
-    "dpo": _SHOWN | {"label_smoothing": 0.0},
+    "dpo": _SHOWN | {"batch": 4096, "label_smoothing": 0.0},
     "ipo": _SHOWN,
     "kto": _SHOWN,
     "simpo": _SHOWN | {"simpo_gamma": 0.5},
     "orpo": _SHOWN,
     "sft": _SHOWN,
 }
-GPT = {"layers": 2, "heads": 4, "width": 64, "ref_steps": 300, "rate": 0.01}
+GPT: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "ref_steps": 300, "rate": 0.003}
+# A completion that is drawn moves all others too: more of them, more steps, and a critic that keeps up.
+GPT_OWN: dict[Algorithm, dict[str, Any]] = {
+    "exact": {"steps": 300},
+    "reinforce": {"batch": 512},
+    "rloo": {"batch": 512},
+    "ppo": {"batch": 512, "steps": 200, "minibatches": 1, "value_rate": 0.1},
+    "grpo": {"batch": 512},
+}
 
 
 def used_by(algorithm: Algorithm, policy: PolicyKind, task: Named, data: Data | None) -> dict[str, Any]:
     """Return the options that such a run has a use for, with their defaults."""
-    used = DEFAULTS[algorithm] | (GPT if policy == "gpt" else {})
+    used = DEFAULTS[algorithm] | (GPT | GPT_OWN.get(algorithm, {}) if policy == "gpt" else {})
     if task == "phrases" and algorithm in SAMPLING:
         used |= {"batch": 4096, "steps": 200}  # 32 times as many completions: each is drawn less often
     unused = {"ref_steps"} if algorithm == "sft" else set()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kltutor.checks import check_finite, first
+from kltutor.checks import check_finite, check_number, first
 
 Form = Literal["best-of-n", "rl"]
 
@@ -55,9 +55,7 @@ class GoldCurve:
 
     def __post_init__(self) -> None:
         """Refuse coefficients that are not finite."""
-        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
-            if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; a finite number is expected.")
+        check_number(alpha=self.alpha, beta=self.beta)
 
     def gold(self, distance: Float[Tensor, " point"]) -> Float[Tensor, " point"]:
         """Return the gain in gold reward at d = √KL; 0 at d = 0. ValueError for a negative or infinite d."""
@@ -225,9 +223,7 @@ class OveroptimizationMonitor:
         Raises:
             ValueError: a value is not finite, or the run is longer than it was calibrated for.
         """
-        for name, value in (("kl", kl), ("gold", gold)):
-            if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; a finite number is expected.")
+        check_number(kl=kl, gold=gold)
         if len(self._gold) == self.checkpoints:
             raise ValueError(
                 f"the run has more than the {self.checkpoints} checkpoints it was calibrated for."

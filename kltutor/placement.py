@@ -1,8 +1,9 @@
 """Where the KL goes: into the reward, or into the loss.
 
 Shapes are (batch, time), one row a completion; mask is True at action tokens, and what stands elsewhere
-never matters. log_ratio = logp - ref_logp, in nats. With beta·KL in the reward the gradient is that of a
-score function; in the loss it goes through the estimator itself. The two differ (chapter 3).
+never matters. Batches of one shape may be stacked on leading axes: each has a loss of its own. log_ratio =
+logp - ref_logp, in nats. With beta·KL in the reward the gradient is that of a score function; in the loss it
+goes through the estimator itself. The two differ (chapter 3).
 """
 
 from collections.abc import Callable
@@ -25,14 +26,14 @@ ESTIMATORS: dict[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2
 
 
 def kl_in_reward(
-    scores: Float[Tensor, " batch"],
-    logp: Float[Tensor, "batch time"],
-    ref_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    scores: Float[Tensor, "*stack batch"],
+    logp: Float[Tensor, "*stack batch time"],
+    ref_logp: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     beta: float,
     *,
     estimator: Estimator = "k1",
-) -> Float[Tensor, "batch time"]:
+) -> Float[Tensor, "*stack batch time"]:
     """Return the shaped reward r_t = -beta·k(logp_t, ref_logp_t), plus the score at the last action token.
 
     With k1 the rewards of a row sum to score - beta·Σ log_ratio, so the undiscounted return is an unbiased
@@ -74,21 +75,21 @@ def kl_in_reward(
     check_finite(logp=logp, ref_logp=ref_logp)
     penalty = ESTIMATORS[estimator](logp, ref_logp)
     check_finite(**{estimator: penalty})  # k3 overflows, and 0·inf would be nan
-    at_last = torch.zeros_like(mask).scatter_(-1, last_action(mask)[:, None], True)
-    return -beta * penalty + torch.where(at_last, scores[:, None], 0)
+    at_last = torch.zeros_like(mask).scatter_(-1, last_action(mask).unsqueeze(-1), True)
+    return -beta * penalty + torch.where(at_last, scores.unsqueeze(-1), 0)
 
 
 def kl_terms(
-    logp: Float[Tensor, "batch time"],
-    ref_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    logp: Float[Tensor, "*stack batch time"],
+    ref_logp: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     estimator: Estimator,
     *,
     level: Level = "token",
-    old_logp: Float[Tensor, "batch time"] | None = None,
+    old_logp: Float[Tensor, "*stack batch time"] | None = None,
     correction: Correction = "none",
     ratio: Ratio | None = None,
-) -> Float[Tensor, "batch time"]:
+) -> Float[Tensor, "*stack batch time"]:
     """Return the KL term of each token before any reduction, ρ·k: what `kl_loss` reduces to one number.
 
     Arguments and errors as `kl_loss`. At level "sequence" the whole term stands at the last action token.
@@ -107,7 +108,7 @@ def kl_terms(
     else:
         check_logps(logp=logp, ref_logp=ref_logp)  # the sums below would hide one bad token
         whole = ESTIMATORS[estimator](logp.sum(-1), ref_logp.sum(-1))
-        terms = torch.zeros_like(logp).scatter(-1, last_action(mask)[:, None], whole[:, None])
+        terms = torch.zeros_like(logp).scatter(-1, last_action(mask).unsqueeze(-1), whole.unsqueeze(-1))
     if correction == "none":
         if old_logp is not None or ratio is not None:
             raise ValueError(
@@ -135,17 +136,17 @@ def kl_terms(
 
 
 def kl_loss(
-    logp: Float[Tensor, "batch time"],
-    ref_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    logp: Float[Tensor, "*stack batch time"],
+    ref_logp: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     estimator: Estimator,
     *,
     level: Level = "token",
     reduction: Reduction = "sequence_sum",
-    old_logp: Float[Tensor, "batch time"] | None = None,
+    old_logp: Float[Tensor, "*stack batch time"] | None = None,
     correction: Correction = "none",
     ratio: Ratio | None = None,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*stack"]:
     """Return a KL penalty to minimise: ρ·k per token or per sequence, reduced over the batch.
 
     Value and gradient differ. On-policy, without correction and with the reduction "sequence_sum":
@@ -207,12 +208,12 @@ def kl_loss(
 
 
 def importance_weight(
-    logp: Float[Tensor, "batch time"],
-    old_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    logp: Float[Tensor, "*stack batch time"],
+    old_logp: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     ratio: Ratio = "prefix",
     correction: Literal["stopgrad", "differentiable"] = "stopgrad",
-) -> Float[Tensor, "batch time"]:
+) -> Float[Tensor, "*stack batch time"]:
     """Return ρ_t = policy/old of each token's prefix (itself included), of the token, or of the sequence.
 
     E_old[ρ f] = E_policy[f] for any f of the tokens that ρ covers; so a term at token t needs the prefix at
@@ -247,7 +248,7 @@ def importance_weight(
     if ratio == "prefix":
         log_ratio = log_ratio.cumsum(-1)
     elif ratio == "sequence":
-        log_ratio = masked_sum(log_ratio, mask)[:, None].expand_as(log_ratio)
+        log_ratio = masked_sum(log_ratio, mask).unsqueeze(-1).expand_as(log_ratio)
     weight = log_ratio.exp()
     if weight.isinf().any():  # a loss may still be finite then, but its gradient is nan
         worst = log_ratio.detach().max().item()
@@ -259,14 +260,14 @@ def importance_weight(
 
 
 def gae(
-    rewards: Float[Tensor, "batch time"],
-    values: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    rewards: Float[Tensor, "*stack batch time"],
+    values: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     gamma: float,
     gae_lambda: float,
     *,
-    last_value: Float[Tensor, " batch"] | None = None,
-) -> Float[Tensor, "batch time"]:
+    last_value: Float[Tensor, "*stack batch"] | None = None,
+) -> Float[Tensor, "*stack batch time"]:
     """Return generalised advantages A_t = Σ_l (gamma·gae_lambda)^l δ_{t+l}, δ_t = r_t + gamma·V_{t+1} - V_t.
 
     t + 1 is the next action token of the row, so that padding on either side and gaps between turns change
@@ -297,7 +298,7 @@ def gae(
         >>> gae(rewards, values, torch.tensor([[True, True, False]]), gamma=1.0, gae_lambda=1.0)
         tensor([[0.5000, 0.7500, 0.0000]])
     """
-    after = rewards.new_zeros(len(rewards)) if last_value is None else last_value
+    after = rewards.new_zeros(rewards.shape[:-1]) if last_value is None else last_value
     check_detached(rewards=rewards, values=values, last_value=after)
     for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         if not 0 <= number <= 1:
@@ -307,9 +308,9 @@ def gae(
     check_finite(rewards=rewards, values=values, last_value=after)
     advantage, columns = torch.zeros_like(after), []
     for t in reversed(range(mask.shape[-1])):
-        error = rewards[:, t] + gamma * after - values[:, t]
+        error = rewards[..., t] + gamma * after - values[..., t]
         now = error + gamma * gae_lambda * advantage
-        advantage = torch.where(mask[:, t], now, advantage)  # padding hands on what comes after it
-        after = torch.where(mask[:, t], values[:, t], after)
-        columns.append(torch.where(mask[:, t], now, 0))
+        advantage = torch.where(mask[..., t], now, advantage)  # padding hands on what comes after it
+        after = torch.where(mask[..., t], values[..., t], after)
+        columns.append(torch.where(mask[..., t], now, 0))
     return torch.stack(columns[::-1], -1)

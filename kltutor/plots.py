@@ -12,21 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kltutor import figures
-from kltutor.checkpoints import load, read_log
+from kltutor.checkpoints import read_log
 from kltutor.options import UNUSED, used_by
+from kltutor.records import QUANTITIES, Exact
 from kltutor.run import Run
-from kltutor.train import CHECKPOINT, LOG
+from kltutor.train import CHECKPOINT, LOG, saved
 
-# What `exact` of a record holds: title and unit.
-QUANTITIES = {
-    "kl_to_optimum": ("KL(π ‖ π*)", "nats per sequence"),
-    "kl": ("KL(π ‖ ref)", "nats per sequence"),
-    "gold": ("E[gold reward]", "reward units"),
-    "proxy": ("E[proxy reward]", "reward units"),
-    "objective": ("J = E[reward] − beta · KL(π ‖ ref)", "reward units"),
-    "length": ("E[length]", "tokens"),
-    "entropy": ("entropy of completions", "nats per sequence"),
-}
+# What can be drawn: all that is exact.
+EXACT = [name for name in QUANTITIES if name in Exact.__dataclass_fields__]
 USUAL = ("kl_to_optimum", "kl", "gold", "proxy")
 AXES = {
     "step": "step",
@@ -66,10 +59,7 @@ def read(folder: Path) -> Logged:
             raise ValueError(
                 f"{folder} has no {name}, so it holds no run. Pass a folder that `kltutor train` kept one in."
             )
-    try:
-        run = Run(**load(folder / CHECKPOINT)[1]["run"])
-    except (KeyError, TypeError):
-        raise ValueError(f"{folder} holds a run of another version of the package. Start it again.") from None
+    run = saved(folder)[0]
     records = read_log(folder / LOG)
     if not any(record["exact"] for record in records):
         raise ValueError(f"{folder} holds a run without a first record. Continue it, then plot it.")
@@ -103,7 +93,7 @@ def draw(logged: Logged) -> Figure:
     with mpl.rc_context(figures.STYLE):
         figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
         steps = records[-1]["step"]
-        _head(
+        head(
             figure,
             f"{run.algorithm} on the {run.task} task, beta {run.beta:g}, {steps} steps: "
             "exact values as lines, batch means as dots",
@@ -127,7 +117,7 @@ def draw(logged: Logged) -> Figure:
             title = "rewards" if name == "gold" else title
             figures.finish(ax, title=title, xlabel="step", ylabel=unit)
             _scale(ax, name)
-            _write(figure, ax, ends if len(ends) > 1 else [])
+            name_ends(figure, ax, ends if len(ends) > 1 else [])
     return figure
 
 
@@ -136,7 +126,7 @@ def overlay(runs: Sequence[Logged], quantities: Sequence[str] | None = None, aga
 
     Args:
         runs: at most 12.
-        quantities: names from `QUANTITIES`, all exact; None takes the usual four, less those that no run has.
+        quantities: names from `EXACT`; None takes the usual four, less those that no run has.
         against: what the horizontal axis shows, from `AXES`.
 
     Raises:
@@ -147,8 +137,8 @@ def overlay(runs: Sequence[Logged], quantities: Sequence[str] | None = None, aga
     if against not in AXES:
         raise ValueError(f"against is {against!r}; one of {', '.join(AXES)} is expected.")
     for name in quantities or ():
-        if name not in QUANTITIES:
-            raise ValueError(f"quantity is {name!r}; one of {', '.join(QUANTITIES)} is expected.")
+        if name not in EXACT:
+            raise ValueError(f"quantity is {name!r}; one of {', '.join(EXACT)} is expected.")
         if not any(_points(logged.records, name) for logged in runs):
             raise ValueError(
                 f"quantity is {name!r}, which none of these runs has: where beta is 0 there is "
@@ -160,7 +150,7 @@ def overlay(runs: Sequence[Logged], quantities: Sequence[str] | None = None, aga
     rows = math.ceil(len(shown) / columns)
     with mpl.rc_context(figures.STYLE):
         figure = Figure(figsize=(6.4 if columns == 1 else 11, 3.2 * rows), layout="constrained")
-        _head(figure, _title(runs))
+        head(figure, _title(runs))
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for spare in grid[len(shown) :]:
             spare.remove()
@@ -183,7 +173,7 @@ def overlay(runs: Sequence[Logged], quantities: Sequence[str] | None = None, aga
             title, unit = QUANTITIES[name]
             figures.finish(ax, title=title, xlabel=AXES[against], ylabel=unit)
             _scale(ax, name)
-            _write(figure, ax, ends if len(runs) > 1 else [])
+            name_ends(figure, ax, ends if len(runs) > 1 else [])
     return figure
 
 
@@ -251,7 +241,8 @@ def _title(runs: Sequence[Logged]) -> str:
     return text + (f", beta {beta[0]}" if len(beta) == 1 else "") + ": exact values"
 
 
-def _head(figure: Figure, text: str) -> None:
+def head(figure: Figure, text: str) -> None:
+    """Give a figure its title."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
@@ -269,7 +260,7 @@ def _scale(ax: Axes, name: str) -> None:
         ax.set_ylim(min(values) / 2, max(values) * 2)
 
 
-def _write(figure: Figure, ax: Axes, ends: list[tuple[Point, str, str]]) -> None:
+def name_ends(figure: Figure, ax: Axes, ends: list[tuple[Point, str, str]]) -> None:
     """Name lines at their ends, pushed apart where they would cover each other."""
     if not ends:
         return

@@ -1,6 +1,7 @@
 """Policy-gradient losses and their advantages: one function an algorithm.
 
 Losses are to be minimised. Shapes are (batch, time), one row a completion; mask is True at action tokens.
+To `reinforce` and `ppo_clip_loss` batches may come stacked on leading axes: each has a loss of its own.
 Advantages are numbers: none may require grad. Per-completion advantages have shape (batch), and `group`
 says which completions answer the same prompt; any integers will do.
 """
@@ -15,12 +16,12 @@ from kltutor.placement import importance_weight, kl_terms
 
 
 def reinforce(
-    logp: Float[Tensor, "batch time"],
-    advantages: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    logp: Float[Tensor, "*stack batch time"],
+    advantages: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     *,
     reduction: Reduction = "sequence_sum",
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*stack"]:
     """Return -Σ_t A_t log π(a_t), reduced; its gradient is minus the policy gradient.
 
     With the reduction "sequence_sum" and A_t the reward-to-go, less a baseline that does not depend on the
@@ -53,14 +54,14 @@ def reinforce(
 
 
 def ppo_clip_loss(
-    logp: Float[Tensor, "batch time"],
-    old_logp: Float[Tensor, "batch time"],
-    advantages: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    logp: Float[Tensor, "*stack batch time"],
+    old_logp: Float[Tensor, "*stack batch time"],
+    advantages: Float[Tensor, "*stack batch time"],
+    mask: Bool[Tensor, "*stack batch time"],
     clip_eps: float,
     *,
     reduction: Reduction = "token_mean",
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*stack"]:
     """Return -min(ρ A, clip(ρ, 1 - clip_eps, 1 + clip_eps) A) with the per-token ρ = policy/old, reduced.
 
     The gradient of a token is zero exactly where ρ > 1 + clip_eps and A > 0, or ρ < 1 - clip_eps and A < 0.

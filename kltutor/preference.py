@@ -259,13 +259,16 @@ def preference_metrics(
     ref_chosen_seq_logp: Float[Tensor, " batch"],
     ref_rejected_seq_logp: Float[Tensor, " batch"],
     beta: float,
+    *,
+    weights: Float[Tensor, " batch"] | None = None,
 ) -> dict[str, float]:
     """Return what to log beside a pairwise loss: mean implicit rewards, margin, accuracy.
 
     The implicit reward is beta·log_ratio. Both may fall while the margin grows. Their means are taken over
     the data, so neither is beta times a KL.
 
-    Args, shapes and errors as `dpo_loss`; an empty batch is a ValueError too.
+    Args, shapes and errors as `dpo_loss`. The means are weighted by `weights`, at least 0 and not all 0; None
+    counts all pairs alike. An empty batch is a ValueError too.
 
     Returns:
         ``chosen_reward``, ``rejected_reward``, ``margin`` in reward units; ``accuracy``, the share of pairs
@@ -279,13 +282,16 @@ def preference_metrics(
     margin = _margin(chosen_seq_logp, rejected_seq_logp, ref_chosen_seq_logp, ref_rejected_seq_logp, beta)
     if len(margin) == 0:
         raise ValueError("chosen_seq_logp has no rows; at least one pair is expected.")
-    wins = (margin > 0).double() + (margin == 0).double() / 2
-    return {
-        "chosen_reward": beta * (chosen_seq_logp - ref_chosen_seq_logp).mean().item(),
-        "rejected_reward": beta * (rejected_seq_logp - ref_rejected_seq_logp).mean().item(),
-        "margin": beta * margin.mean().item(),
-        "accuracy": wins.mean().item(),
+    counts = torch.ones_like(margin) if weights is None else weights.to(margin)
+    check_nonnegative(weights=counts.min().item())
+    check_positive(weights=counts.sum().item())
+    values = {
+        "chosen_reward": beta * (chosen_seq_logp - ref_chosen_seq_logp),
+        "rejected_reward": beta * (rejected_seq_logp - ref_rejected_seq_logp),
+        "margin": beta * margin,
+        "accuracy": (margin.sign() + 1) / 2,
     }
+    return {name: (counts @ value / counts.sum()).item() for name, value in values.items()}
 
 
 def _margin(
@@ -293,13 +299,9 @@ def _margin(
 ) -> Tensor:
     """Return the log-ratio of chosen minus that of rejected, in nats."""
     check_positive(beta=beta)
-    check_detached(ref_chosen_seq_logp=ref_chosen, ref_rejected_seq_logp=ref_rejected)
-    _check_finite_logps(
-        chosen_seq_logp=chosen,
-        rejected_seq_logp=rejected,
-        ref_chosen_seq_logp=ref_chosen,
-        ref_rejected_seq_logp=ref_rejected,
-    )
+    refs = {"ref_chosen_seq_logp": ref_chosen, "ref_rejected_seq_logp": ref_rejected}
+    check_detached(**refs)
+    _check_finite_logps(chosen_seq_logp=chosen, rejected_seq_logp=rejected, **refs)
     return (chosen - ref_chosen) - (rejected - ref_rejected)
 
 

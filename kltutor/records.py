@@ -12,6 +12,7 @@ from kltutor.algorithms import Comparison, shaped_rewards
 from kltutor.masking import masked_sum, reduce
 from kltutor.optimum import optimal_policy
 from kltutor.placement import gae
+from kltutor.preference import preference_metrics
 from kltutor.rollout import Now, Rollout
 from kltutor.run import Run
 from kltutor.tasks import Policy
@@ -71,6 +72,27 @@ class Record:
         return dataclasses.asdict(self)
 
 
+# Title and unit of what is exact and of what batches say, where the reward trained on is called "reward".
+QUANTITIES = {
+    "kl_to_optimum": ("KL(π ‖ π*)", "nats per sequence"),
+    "kl": ("KL(π ‖ ref)", "nats per sequence"),
+    "kl_token": ("KL(π ‖ ref) / E[length]", "nats per token"),
+    "gold": ("E[gold reward]", "reward units"),
+    "proxy": ("E[proxy reward]", "reward units"),
+    "objective": ("J = E[reward] − beta · KL", "reward units"),
+    "length": ("E[length]", "tokens"),
+    "entropy": ("entropy", "nats per sequence"),
+    "reward_sd": ("reward, standard deviation", "reward units"),
+    "kl_step": ("KL(old ‖ new) of the step", "nats"),
+    "clip_fraction": ("clipped", "share of tokens"),
+    "value_error": ("error of the values", "squared reward units"),
+    "chosen_reward": ("implicit reward, chosen", "reward units"),
+    "rejected_reward": ("implicit reward, rejected", "reward units"),
+    "margin": ("margin", "reward units"),
+    "accuracy": ("accuracy", "share of pairs"),
+}
+
+
 @torch.no_grad()
 def measure(run: Run, world: World, policy: Policy, beta: float) -> Exact:
     """Return the exact quantities of a policy at a coefficient of the KL."""
@@ -128,11 +150,9 @@ def update_metrics(run: Run, beta: float, rollout: Rollout, now: Now) -> dict[st
 
 @torch.no_grad()
 def pair_metrics(beta: float, pairs: Comparison) -> dict[str, float]:
-    """Return means over the pairs that count, by their weights, of what `preference_metrics` returns."""
+    """Return `preference_metrics` of the pairs, nothing if none counts."""
     if not pairs.weights.any():
         return {}
-    chosen, rejected = (beta * (side.seq_logp - side.ref_seq_logp) for side in (pairs.chosen, pairs.rejected))
-    margin, weights = chosen - rejected, pairs.weights / pairs.weights.sum()
-    wins = (margin > 0).to(weights) + (margin == 0).to(weights) / 2
-    values = {"chosen_reward": chosen, "rejected_reward": rejected, "margin": margin, "accuracy": wins}
-    return {name: (weights @ value).item() for name, value in values.items()}
+    chosen, rejected = pairs.chosen, pairs.rejected
+    sides = chosen.seq_logp, rejected.seq_logp, chosen.ref_seq_logp, rejected.ref_seq_logp
+    return preference_metrics(*sides, beta, weights=pairs.weights)

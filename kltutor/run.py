@@ -5,9 +5,12 @@ What is left out takes the default of its algorithm; what the algorithm has no u
 """
 
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
+
+import torch
 
 from kltutor import tasks
 from kltutor.checks import check_nonnegative, check_positive
@@ -168,15 +171,18 @@ class Run:
             return FixedBeta(self.beta)
         settings = {name: value for name, value in self.controller.items() if name != "class"}
         name = self.controller.get("class")
-        if name not in CONTROLLERS:
+        if not isinstance(name, str) or name not in CONTROLLERS:
             raise ValueError(f"controller has class {name!r}; one of {', '.join(CONTROLLERS)} is expected.")
-        first = "start" if name == "AnnealedBeta" else "beta"
+        first, *taken = inspect.signature(CONTROLLERS[name]).parameters  # the first one is beta itself
         if first in settings:
             raise ValueError(f"controller has {first!r}, which is beta of the run. Leave it out there.")
         try:
-            return cast(Controller, CONTROLLERS[name](**{first: self.beta}, **settings))
+            return cast(Controller, CONTROLLERS[name](self.beta, **settings))
         except TypeError as error:
-            raise ValueError(f"controller {self.controller} does not fit {name}: {error}.") from None
+            said = one_line(error).rstrip(".")
+            raise ValueError(f"controller: {said}. Settings of {name} are {', '.join(taken)}.") from None
+        except ValueError as error:
+            raise ValueError(f"controller: {error}") from None
 
     def named_task(self) -> Task:
         """Return the task that is named; ValueError if it is "given"."""
@@ -198,8 +204,15 @@ class Run:
         return cls(**fields)
 
 
+def one_line(error: Exception) -> str:
+    """Return what an error says on one line; of a type error only what it says about the argument."""
+    said = str(error).split("\n---")[0].splitlines()
+    return " ".join(said[1:] or said)
+
+
 def _check_numbers(run: Run) -> None:
     check_nonnegative(beta=run.beta, ref_scale=run.ref_scale, simpo_gamma=run.simpo_gamma)
+    check_nonnegative(ref_steps=run.ref_steps)
     check_positive(rate=run.rate)
     for name in ("optimum_beta", "max_gradient_norm"):
         if getattr(run, name) is not None:
@@ -213,6 +226,9 @@ def _check_numbers(run: Run) -> None:
     for name in ("flip", "label_smoothing"):
         if not 0 <= getattr(run, name) < 0.5:
             raise ValueError(f"{name} is {getattr(run, name)}; from 0 to below 0.5 is expected.")
+    for name in ("seed", "world_seed"):
+        if not 0 <= getattr(run, name) < 2**63:
+            raise ValueError(f"{name} is {getattr(run, name)}; from 0 to 2**63 - 1 is expected.")
     if "clip_eps" in DEFAULTS[run.algorithm]:
         check_positive(clip_eps=run.clip_eps)
     if run.algorithm == "ppo":
@@ -225,62 +241,74 @@ def _check_data(run: Run) -> None:
     known = {"exact": ("population",)} | {name: ("rollouts",) for name in SAMPLING}
     choices = known.get(run.algorithm, ("population", "fresh", "fixed"))
     if run.data not in choices:
-        raise ValueError(f"data is {run.data!r}; {run.algorithm} learns from {' or '.join(choices)}.")
+        listed = " or ".join(map(repr, choices))
+        _refuse(run, "data", f"but {run.algorithm} learns from {listed}", "Set it so, or leave it out")
     if run.data != "population":
-        fewest = (
-            2 if run.algorithm == "kto" else 1
-        )  # KTO pairs the completion of one with the prompt of another
+        fewest = 2 if run.algorithm == "kto" else 1  # KTO shows a completion to the prompt of another
         if run.batch < fewest:
             raise ValueError(f"batch is {run.batch}; at least {fewest} is expected.")
-        if run.batch % (run.group * run.minibatches):
-            raise ValueError(
-                f"batch is {run.batch}, which {run.minibatches} minibatches of whole groups of {run.group} "
-                "do not divide."
-            )
+        parts = run.group * run.minibatches
+        if run.batch % parts:
+            why = f"which {run.minibatches} minibatches of whole groups of {run.group} do not divide"
+            _refuse(run, "batch", why, f"Set a multiple of {parts}")
     if run.algorithm in ("rloo", "grpo") and run.group < 2:
-        raise ValueError(f"group is 1; {run.algorithm} compares completions to one prompt, so at least 2.")
+        _refuse(run, "group", f"but {run.algorithm} compares completions to one prompt", "Set 2 or more")
     if run.reward == "proxy" and run.algorithm in (*PAIRWISE, "sft"):
-        raise ValueError(
-            f"reward is 'proxy', but {run.algorithm} learns from the data that a proxy is fitted to and sees "
-            "no reward. Leave it out."
-        )
+        why = f"but {run.algorithm} learns from the data that a proxy is fitted to and sees no reward"
+        _refuse(run, "reward", why, "Leave it out")
 
 
 def _check_kl(run: Run) -> None:
     sampling = run.algorithm in SAMPLING
     if sampling and run.kl_placement == "none":
-        raise ValueError("kl_placement is 'none'; to do without the KL set beta=0.")
-    if run.kl_placement != "loss":
-        for name in ("kl_level", "kl_reduction", "kl_correction", "kl_ratio"):
-            if getattr(run, name) not in (None, UNUSED.get(name)):
-                raise ValueError(f"{name} is {getattr(run, name)!r}, which a KL in the loss has only.")
-        if run.kl_estimator == "full":
-            raise ValueError(
-                "kl_estimator is 'full', which depends on the policy directly; as a reward, a number, it "
-                "would lose that gradient. Set kl_placement='loss'."
+        _refuse(run, "kl_placement", f"but {run.algorithm} has a KL", "To do without it set beta=0 instead")
+    for name in ("kl_level", "kl_reduction", "kl_correction", "kl_ratio"):
+        if run.kl_placement != "loss" and getattr(run, name) != UNUSED[name]:
+            _refuse(
+                run, name, "which only a KL in the loss has", "Set kl_placement='loss', or leave this out"
             )
-    if run.kl_estimator == "full" and (run.kl_level == "sequence" or run.kl_correction != "none"):
-        raise ValueError("kl_estimator 'full' is a sum at every prefix: level 'token', correction 'none'.")
+    if run.kl_estimator == "full":
+        if run.kl_placement != "loss":
+            why = "a sum that depends on the policy directly; as a reward, a number, it loses that gradient"
+            _refuse(run, "kl_estimator", why, "Set kl_placement='loss'")
+        for name in ("kl_level", "kl_correction"):
+            if getattr(run, name) != UNUSED[name]:
+                usual = f"Set {name}={UNUSED[name]!r}, or kl_estimator='k1', 'k2' or 'k3'"
+                _refuse(run, name, "but the estimator 'full' is a sum at every prefix", usual)
     if run.kl_level == "sequence" and run.kl_reduction != "sequence_sum":
-        raise ValueError(
-            f"kl_reduction is {run.kl_reduction!r}; a sequence-level term is no mean over tokens, so "
-            "'sequence_sum' is expected."
-        )
+        remedy = "Set kl_reduction='sequence_sum', or kl_level='token'"
+        _refuse(run, "kl_reduction", "but a sequence-level term is no mean over tokens", remedy)
     if run.kl_ratio is not None and run.kl_correction == "none":
-        raise ValueError(f"kl_ratio is {run.kl_ratio!r}, which only a kl_correction uses.")
+        remedy = "Set kl_correction='stopgrad' or 'differentiable', or leave this out"
+        _refuse(run, "kl_ratio", "which only a correction takes", remedy)
     if run.kl_level == "sequence" and run.kl_ratio not in (None, "sequence"):
-        raise ValueError(f"kl_ratio is {run.kl_ratio!r}; a sequence-level term has that of the sequence.")
+        remedy = "Set kl_ratio='sequence', or leave it out"
+        _refuse(run, "kl_ratio", "but a sequence-level term has the ratio of the sequence", remedy)
     rule = run.rule()
     if run.controller is not None and not sampling and run.algorithm != "exact":
-        raise ValueError(f"{run.algorithm} samples nothing from which a controller could hear the KL.")
+        why = f"but {run.algorithm} samples nothing from which it could hear the KL"
+        _refuse(run, "controller", why, "Leave it out")
     if rule.measures == "old‖policy" and not sampling:
-        raise ValueError("the controller measures KL(old ‖ policy), for which exact ascent has no batch.")
+        why = "which hears KL(old ‖ policy) of a batch, but exact ascent has none"
+        _refuse(run, "controller", why, "Take another class, such as ZieglerBeta")
 
 
 def _check_machine(run: Run) -> None:
     if run.optimiser == "natural" and run.policy != "tabular":
-        raise ValueError("optimiser is 'natural', which needs a tabular policy.")
+        why = f"which moves the logits of a table, but the policy is a {run.policy}"
+        _refuse(run, "optimiser", why, "Set policy='tabular', or optimiser='adam'")
     if run.policy == "tabular" and run.dtype == "bfloat16":
-        raise ValueError("dtype is 'bfloat16', in which only a gpt computes; a table is float64 or float32.")
-    if run.device.startswith("mps") and run.dtype == "float64":
-        raise ValueError("device mps has no float64; use dtype='float32', or device='cpu'.")
+        _refuse(run, "dtype", "in which only a gpt computes", "Set dtype='float32', or policy='gpt'")
+    try:
+        kind = torch.device(run.device).type
+    except RuntimeError:
+        _refuse(
+            run, "device", "which names no device of torch", "Set device='cpu', 'cuda', 'cuda:1' or 'mps'"
+        )
+    if kind == "mps" and run.dtype == "float64":
+        _refuse(run, "device", "which has no float64", "Set dtype='float32', or device='cpu'")
+
+
+def _refuse(run: Run, name: str, why: str, remedy: str) -> NoReturn:
+    """Raise the ValueError of an option: what came, what is wrong with it, what to do."""
+    raise ValueError(f"{name} is {getattr(run, name)!r}, {why}. {remedy}.")

@@ -17,7 +17,7 @@ from kltutor import masking
 from kltutor.blocks import one_each
 from kltutor.checks import first
 from kltutor.model import TinyGPT
-from kltutor.tasks import END, Policy
+from kltutor.tasks import END, Policy, TabularPolicy
 
 
 class Sample(NamedTuple):
@@ -39,7 +39,7 @@ def sample(
     """Draw one completion to every prompt; a row stops after its end token or at the horizon.
 
     Args:
-        policy: a `TinyGPT`, a stack of them, or any policy, such as a `TabularPolicy`.
+        policy: a `TinyGPT` or `TabularPolicy`, a stack of either, or any other policy.
         prompts: token ids, one prompt a row, all of one length; (policies, batch, length) for a stack.
         horizon: the largest number of tokens drawn in a row, at least 1.
         generator: on the CPU; for a stack a sequence of them, one a policy.
@@ -61,7 +61,7 @@ def sample(
         >>> drawn.tokens.shape, bool(drawn.mask[:, 0].all())
         (torch.Size([2, 4]), True)
     """
-    stacked = policy.policies if isinstance(policy, TinyGPT) else None
+    stacked = policy.policies if isinstance(policy, TinyGPT | TabularPolicy) else None
     generators = one_each(generator, stacked)
     _check(policy, prompts, horizon, stacked)
     device = _device(policy, prompts)

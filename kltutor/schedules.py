@@ -4,7 +4,7 @@ import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from kltutor.checks import check_nonnegative, check_positive
+from kltutor.checks import check_nonnegative, check_number, check_positive
 from kltutor.resumable import Resumable
 
 Measures = Literal["old‖policy", "policy‖ref"]
@@ -114,8 +114,7 @@ class AnnealedBeta(Resumable):
 
 
 def check_reading(measured_kl: float, n: int) -> None:
-    """Raise ValueError unless the KL is a finite number and n at least 1."""
-    if not math.isfinite(measured_kl):
-        raise ValueError(f"measured_kl is {measured_kl}; a finite number of nats is expected.")
+    """Raise ValueError unless the KL, in nats, is a finite number and n at least 1."""
+    check_number(measured_kl=measured_kl)
     if n < 1:
         raise ValueError(f"n is {n}; the number of episodes of the update, at least 1, is expected.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import typer
 
+from kltutor.checks import check_device
 from kltutor.controllers import UnreachableTargetWarning
 from kltutor.flags import ALGORITHM, flags, parse_controller, plain_errors, signature
 from kltutor.options import Algorithm
@@ -24,25 +25,6 @@ if TYPE_CHECKING:
     from kltutor.train import Training
 
 ROUNDING = 1e-12
-# Name in `exact` and in `sampled`, title, unit.
-ROWS = [
-    ("kl_to_optimum", "KL(π ‖ π*)", "nats per sequence"),
-    ("kl", "KL(π ‖ ref)", "nats per sequence"),
-    ("kl_token", "KL(π ‖ ref) / E[length]", "nats per token"),
-    ("gold", "gold reward", "reward units"),
-    ("proxy", "proxy reward", "reward units"),
-    ("objective", "J = E[reward] − beta · KL", "reward units"),
-    ("length", "length", "tokens"),
-    ("entropy", "entropy", "nats per sequence"),
-    ("reward_sd", "reward, standard deviation", "reward units"),
-    ("kl_step", "KL(old ‖ new) of the step", "nats"),
-    ("clip_fraction", "clipped", "share of tokens"),
-    ("value_error", "error of the values", "squared reward units"),
-    ("chosen_reward", "implicit reward, chosen", "reward units"),
-    ("rejected_reward", "implicit reward, rejected", "reward units"),
-    ("margin", "margin", "reward units"),
-    ("accuracy", "accuracy", "share of pairs"),
-]
 
 
 def train(algo: Algorithm | None, out: Path | None, resume: bool, **given: Any) -> None:
@@ -83,12 +65,8 @@ def _begin(out: Path | None, stated: dict[str, Any]) -> "Training":
 
     if ALGORITHM not in stated:
         raise ValueError(f"ALGO is missing: one of {', '.join(get_args(Algorithm))}.")
-    try:
-        run = Run(**stated)
-    except ValueError as error:
-        moved = str(error).split()[0] in stated.get("controller", ())
-        raise ValueError(f"controller: {error}" if moved else str(error)) from None
-    _check_device(run.device)
+    run = Run(**stated)
+    check_device(run.device)
     if out is None:
         typer.echo("No --out DIR: neither log nor checkpoint nor figure is kept.", err=True)
     elif (out / loop.CHECKPOINT).exists():
@@ -97,20 +75,13 @@ def _begin(out: Path | None, stated: dict[str, Any]) -> "Training":
 
 
 def _continue(out: Path | None, stated: dict[str, Any]) -> "Training":
-    from kltutor import checkpoints
     from kltutor import train as loop
 
     if out is None:
         raise ValueError("--resume continues the run in a folder. Add --out DIR.")
-    path = out / loop.CHECKPOINT
-    if not path.exists():
+    if not (out / loop.CHECKPOINT).exists():
         raise ValueError(f"--out {out} holds no checkpoint. Leave out --resume to start a run there.")
-    state = checkpoints.load(path)[1]
-    other = f"{path} is of another version of the package. Start the run again, in another --out."
-    try:
-        run = Run(**state["run"])
-    except (KeyError, TypeError):
-        raise ValueError(other) from None
+    run = loop.saved(out)[0]
     for name, value in stated.items():
         if value != getattr(run, name):
             option = "ALGO" if name == ALGORITHM else flags(name)[0]
@@ -118,21 +89,7 @@ def _continue(out: Path | None, stated: dict[str, Any]) -> "Training":
                 f"{option} is {value!r}, but the run in {out} has {getattr(run, name)!r}. Leave it out to "
                 "continue that run, or start one in another --out."
             )
-    _check_device(run.device)
-    try:
-        return loop.resume(out)
-    except (KeyError, RuntimeError):
-        raise ValueError(other) from None
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device is {device!r}, which torch cannot use: {reason}. Use device=cpu.") from None
+    return loop.resume(out)
 
 
 def _watch(training: "Training") -> list[dict[str, Any]]:
@@ -142,13 +99,13 @@ def _watch(training: "Training") -> list[dict[str, Any]]:
 
     run, folder = training.run, training.folder
     records = [] if folder is None else read_log(folder / LOG)
-    with _asked_to_stop() as asked, _bar() as bar:
+    with _asked_to_stop() as asked, progress() as bar:
         task = bar.add_task(f"{run.algorithm} {run.task}", total=run.steps, exact="")
         for record in training:
             if record.exact is not None:
                 apart = record.exact.kl_to_optimum
-                far = "" if apart is None else f"  KL(π‖π*) {_number(apart)}"
-                shown = f"KL(π‖ref) {_number(record.exact.kl)}{far}, exact at step {record.step}"
+                far = "" if apart is None else f"  KL(π‖π*) {number(apart)}"
+                shown = f"KL(π‖ref) {number(record.exact.kl)}{far}, exact at step {record.step}"
                 bar.update(task, exact=shown)
             bar.update(task, completed=record.step)
             records.append(record.to_dict())
@@ -178,7 +135,8 @@ def _asked_to_stop() -> Iterator[Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _bar() -> "Progress":
+def progress() -> "Progress":
+    """Return a bar on stderr that also says what its task's field `exact` holds; none without a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -202,7 +160,7 @@ def _report(training: "Training", records: list[dict[str, Any]]) -> None:
 
     run, folder = training.run, training.folder
     Console().print(_table(run, records))
-    typer.echo(f"{run.steps} steps, {training.episodes} completions, {records[-1]['seconds']:.1f} s.")
+    typer.echo(f"{run.steps} steps, {records[-1]['episodes']} completions, {records[-1]['seconds']:.1f} s.")
     if folder is not None:
         figure = plots.draw(plots.read(folder))
         for suffix in (".svg", ".png"):
@@ -215,13 +173,14 @@ def _table(run: Run, records: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from kltutor.records import QUANTITIES
+
     last = next(record for record in reversed(records) if record["exact"])
     batch = next((record for record in reversed(records) if record["sampled"]), None)
     exact, sampled = dict(last["exact"]), {} if batch is None else dict(batch["sampled"])
     exact["kl_token"] = exact["kl"] / exact["length"]
     if "reward" in sampled:
         sampled[run.reward] = sampled.pop("reward")
-    titles = {name: (title, unit) for name, title, unit in ROWS}
     table = Table(title=f"{run.algorithm} on the {run.task} task, beta {last['beta']:g}")
     table.add_column("quantity")
     table.add_column(f"exact\nafter step {last['step']}", justify="right")
@@ -229,15 +188,15 @@ def _table(run: Run, records: list[dict[str, Any]]) -> "Table":
         of = "pairs" if "margin" in sampled else "rollouts"
         table.add_column(f"sampled\n{of} of step {batch['step']}", justify="right")
     table.add_column("unit")
-    for name in dict.fromkeys([*titles, *sampled]):
+    for name in dict.fromkeys([*QUANTITIES, *sampled]):
         values = [found.get(name) for found in ((exact,) if batch is None else (exact, sampled))]
         if any(value is not None for value in values):
-            title, unit = titles.get(name, (name, ""))
-            table.add_row(Text(title), *("" if value is None else _number(value) for value in values), unit)
+            title, unit = QUANTITIES.get(name, (name, ""))
+            table.add_row(Text(title), *("" if value is None else number(value) for value in values), unit)
     return table
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Return four digits; a size below 1e-12 is the rounding of sums."""
     return "0" if abs(value) < ROUNDING else f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.1e}"
 

@@ -6,7 +6,7 @@ horizon unended is an outcome like the others. With V tokens and horizon T there
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,22 +109,29 @@ class Task:
 
 
 class TabularPolicy(nn.Module):
-    """A policy with a free logit for every prompt, open prefix and next token.
+    """A policy with a free logit for every prompt, open prefix and next token; or a stack of several.
 
     Call it as any policy: tokens (batch, time), the prompt first, give logits (batch, time, vocab), where
     position t predicts token t+1. Positions inside the prompt, and after the end, predict nothing: zeros.
+    A stack of M has one more leading axis in tokens and logits, one entry a policy.
     """
 
-    def __init__(self, task: Task, logits: Float[Tensor, "prompt prefix vocab"]) -> None:
+    def __init__(self, task: Task, logits: Float[Tensor, "*stack prompt prefix vocab"]) -> None:
         """Wrap the given logits, in the order of `task.open_prefixes`; `zeros`-like start is uniform."""
         super().__init__()
         expected = (len(task.prompts), len(task.open_prefixes), len(task.words))
-        if tuple(logits.shape) != expected:
+        if logits.ndim > 4 or 0 in logits.shape or tuple(logits.shape[-3:]) != expected:
             raise ValueError(
-                f"logits have shape {tuple(logits.shape)}; {expected} is expected for {task.name}."
+                f"logits have shape {tuple(logits.shape)}; {expected} is expected for {task.name}, with one "
+                "more axis in front for a stack."
             )
         self.task = task
         self.logits = nn.Parameter(logits.clone())
+
+    @property
+    def policies(self) -> int | None:
+        """Return how many policies the stack holds; None for a single one without that axis."""
+        return len(self.logits) if self.logits.ndim == 4 else None
 
     @classmethod
     def random(cls, task: Task, generator: torch.Generator, scale: float = 1.0) -> "TabularPolicy":
@@ -132,32 +139,63 @@ class TabularPolicy(nn.Module):
         shape = (len(task.prompts), len(task.open_prefixes), len(task.words))
         return cls(task, scale * torch.randn(shape, generator=generator, dtype=torch.float64))
 
-    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocab"]:
+    @classmethod
+    def stack(cls, policies: Sequence["TabularPolicy"]) -> "TabularPolicy":
+        """Return a stack of copies of single policies of one task.
+
+        Raises:
+            ValueError: there is none, one is a stack, or tasks differ.
+        """
+        if len({policy.task for policy in policies}) != 1 or any(policy.policies for policy in policies):
+            raise ValueError("single policies, one or more and all of one task, make a stack.")
+        return cls(policies[0].task, torch.stack([policy.logits.detach() for policy in policies]))
+
+    def policy(self, index: int) -> "TabularPolicy":
+        """Return a copy of one policy of the stack as a single one; training the stack does not move it.
+
+        Raises:
+            ValueError: this is no stack, or it has no policy of that index.
+        """
+        if self.policies is None or not 0 <= index < self.policies:
+            held = "a single policy" if self.policies is None else f"a stack of {self.policies}"
+            raise ValueError(f"policy {index} was asked of {held}.")
+        return type(self)(self.task, self.logits[index].detach())
+
+    def forward(self, tokens: Int[Tensor, "*stack batch time"]) -> Float[Tensor, "*stack batch time vocab"]:
         """Return the logits of the next token at every position."""
+        lead = () if self.policies is None else (self.policies,)
+        if tokens.shape[:-2] != lead:
+            axes = f"{(*lead, 'batch', 'time')}".replace("'", "")
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; {axes} is expected.")
         task, device = self.task, self.logits.device
         prompts = task.prompt_tokens.to(device)
-        length = prompts.shape[1]
-        matches = torch.zeros(len(tokens), len(prompts), dtype=torch.bool, device=device)
-        if tokens.shape[1] >= length:
-            matches = (tokens[:, None, :length] == prompts).all(-1)
+        length, each = prompts.shape[1], tokens.shape[-2]
+        rows = tokens.flatten(0, -2)
+        matches = torch.zeros(len(rows), len(prompts), dtype=torch.bool, device=device)
+        if rows.shape[1] >= length:
+            matches = (rows[:, None, :length] == prompts).all(-1)
         if not matches.any(-1).all():
             raise ValueError(f"tokens do not begin with one of the {len(prompts)} prompts of {task.name}.")
         prompt = matches.int().argmax(-1)
-        completion = tokens[:, length:]
+        if lead:  # the tables of a stack one below the other
+            prompt = prompt + len(prompts) * torch.arange(*lead, device=device).repeat_interleave(each)
+        table = self.logits.flatten(0, -3)
+        completion = rows[:, length:]
         if completion.numel() and (completion.min() < 0 or completion.max() >= len(task.words)):
             raise ValueError(f"tokens after the prompt lie outside the vocabulary of {task.name}.")
         base = len(task.words) - 1
-        index = torch.zeros(len(tokens), dtype=torch.long, device=device)  # position in open_prefixes
-        live = torch.ones(len(tokens), dtype=torch.bool, device=device)
-        rows = [torch.zeros(len(tokens), length - 1, base + 1, dtype=self.logits.dtype, device=device)]
+        index = torch.zeros(len(rows), dtype=torch.long, device=device)  # position in open_prefixes
+        live = torch.ones(len(rows), dtype=torch.bool, device=device)
+        columns = [torch.zeros(len(rows), length - 1, base + 1, dtype=table.dtype, device=device)]
         for t in range(completion.shape[1] + 1):
             if t > 0:
                 live = live & (completion[:, t - 1] != END)
                 index = base * index + torch.where(live, completion[:, t - 1], 1)  # base-ary heap order
             live = live & torch.tensor(t < task.horizon, device=device)
-            chosen = self.logits[prompt, torch.where(live, index, 0)]
-            rows.append(torch.where(live[:, None], chosen, 0)[:, None])
-        return torch.cat(rows, 1)
+            chosen = table[prompt, torch.where(live, index, 0)]
+            columns.append(torch.where(live[:, None], chosen, 0)[:, None])
+        logits: Tensor = torch.cat(columns, 1).unflatten(0, tokens.shape[:-1])
+        return logits
 
 
 def bandit(rewards: tuple[float, ...] = (0.0, 0.5, 1.0)) -> Task:

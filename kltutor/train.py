@@ -1,19 +1,20 @@
 """The loop: one record a step, checkpoints, and going on from one as if nothing had happened."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kltutor import checkpoints
-from kltutor.finite import logits_stay_finite
+from kltutor.checks import check_device
 from kltutor.learner import Learner
-from kltutor.records import Record, measure
-from kltutor.run import Run
+from kltutor.records import Record
+from kltutor.run import Run, one_line
 from kltutor.world import World, writer
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
@@ -29,7 +30,8 @@ def train(run: Run, *, world: World | None = None, folder: Path | None = None) -
         folder: where to keep log and checkpoints; it is made. None keeps nothing.
 
     Raises:
-        ValueError: the folder holds a run already, or the world does not suit the run.
+        ValueError: the folder holds a run already, the machine lacks the device, or the world does not suit
+            the run.
         NonFiniteError: from a step that leaves the numbers.
 
     Example:
@@ -38,6 +40,7 @@ def train(run: Run, *, world: World | None = None, folder: Path | None = None) -
         >>> len(records), records[-1].exact.kl_to_optimum < 0.01
         (11, True)
     """
+    check_device(run.device)
     if folder is None:
         return Training(run, world or make_world(run), None)
     if (folder / CHECKPOINT).exists():
@@ -62,24 +65,66 @@ def resume(folder: Path, *, world: World | None = None) -> "Training":
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint; start the run with `train`.
-        ValueError: checkpoint or log are damaged, or do not belong together or to the world.
+        ValueError: checkpoint or log are damaged, of another version of the package, or do not belong
+            together or to the world; or the machine lacks the device.
+    """
+    run, tensors, state = saved(folder)
+    check_device(run.device)
+    try:
+        training = Training(run, world or make_world(run, checkpoints.below("ref", tensors)), folder)
+        here, there = training.world.fingerprint(), state["world"]
+        pairs = zip(here, there, strict=False)
+        if not all(math.isclose(a, b, rel_tol=SAME, abs_tol=SAME) for a, b in pairs):
+            raise ValueError(
+                f"the checkpoint in {folder} is of another world: E_ref of gold, proxy and log ref are "
+                f"{there} there, but {here} here. Pass the world that `train` was given."
+            )
+        training.learner.restore(tensors)
+        training.controller.restore(state["controller"])
+        training.step, training.spent = state["step"], state["seconds"]
+        _check_restored(training, tensors)
+        checkpoints.cut(folder / LOG, state["log"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _other_version(folder, error) from error
+    return training
+
+
+def saved(folder: Path) -> tuple[Run, dict[str, Tensor], dict[str, Any]]:
+    """Return the run in a folder, with the tensors and the state of its last checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint; start the run with `train`.
+        ValueError: the checkpoint is damaged, or of another version of the package.
     """
     tensors, state = checkpoints.load(folder / CHECKPOINT)
-    if "run" not in state:
-        raise ValueError(f"{folder / CHECKPOINT} was not written by `train`; its state has no run.")
-    run = Run.from_json(json.dumps(state["run"]))
-    training = Training(run, world or make_world(run, checkpoints.below("ref", tensors)), folder)
-    here, there = training.world.fingerprint(), state["world"]
-    if not all(math.isclose(a, b, rel_tol=SAME, abs_tol=SAME) for a, b in zip(here, there, strict=True)):
-        raise ValueError(
-            f"the checkpoint in {folder} is of another world: E_ref of gold, proxy and log ref are {there} "
-            f"there, but {here} here. Pass the world that `train` was given."
-        )
-    training.learner.restore(tensors)
-    training.controller.restore(state["controller"])
-    training.step, training.episodes, training.spent = state["step"], state["episodes"], state["seconds"]
-    checkpoints.cut(folder / LOG, state["log"])
-    return training
+    try:
+        return Run(**state["run"]), tensors, state
+    except (KeyError, TypeError, ValueError) as error:
+        raise _other_version(folder, error) from error
+
+
+def _check_restored(training: "Training", there: dict[str, Tensor]) -> None:
+    """Raise KeyError unless a checkpoint's tensors are in place, bit for bit, none missing and none over."""
+    here = training.learner.tensors()
+    for name in sorted(here.keys() | there.keys()):
+        if name.startswith("ref."):
+            continue
+        mine, kept = here[name].cpu(), there[name]
+        if mine.dtype != kept.dtype or not torch.equal(mine, kept):
+            raise KeyError(f"{name} is of another kind")
+    moments = training.learner.optimiser.state
+    if training.step and training.run.optimiser == "adam" and not moments:
+        raise KeyError("moments of Adam")
+    for parameter, found in moments.items():
+        if {found[name].shape for name in ("exp_avg", "exp_avg_sq")} != {parameter.shape}:
+            raise KeyError("moments of Adam are of another shape")
+
+
+def _other_version(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{folder / CHECKPOINT} holds no run of this version of the package ({type(error).__name__}: "
+        f"{one_line(error)}). Use the version that saved it, or start the run again in another folder."
+    )
 
 
 def make_world(run: Run, learnt: dict[str, Tensor] | None = None) -> World:
@@ -117,7 +162,7 @@ class Training(Iterator[Record]):
         run, world, folder: as given.
         learner: the policy with all that moves it.
         controller: what sets beta.
-        step, episodes: how many have been made.
+        step: how many have been made.
         spent: seconds before the last resumption.
     """
 
@@ -125,7 +170,7 @@ class Training(Iterator[Record]):
         """Stand before the first step."""
         self.run, self.world, self.folder = run, world, folder
         self.learner, self.controller = Learner(run, world), run.rule()
-        self.step, self.episodes = 0, 0
+        self.step = 0
         self.spent, self._since = 0.0, time.perf_counter()
 
     @property
@@ -135,32 +180,10 @@ class Training(Iterator[Record]):
 
     def __next__(self) -> Record:
         """Make one step and return its record."""
-        run, step = self.run, self.step
-        if step > run.steps:
+        run = self.run
+        if self.step > run.steps:
             raise StopIteration
-        beta = self.controller.beta
-        share = 1 - step / run.steps if run.decay == "linear" else 1.0
-        found = None
-        if step % run.exact_every == 0 or step == run.steps:
-            with logits_stay_finite(step):
-                found = measure(run, self.world, self.policy, beta)
-        made = None
-        if step < run.steps:
-            made = self.learner.update(step, share, self.controller)
-            self.episodes += run.batch
-            if made.kl is not None:
-                self.controller.update(made.kl, max(run.batch, 1))
-        record = Record(
-            step=step,
-            episodes=self.episodes,
-            seconds=self.seconds,
-            beta=beta,
-            rate=share * run.rate,
-            loss=None if made is None else made.loss,
-            gradient_norm=None if made is None else made.gradient_norm,
-            sampled={} if made is None else made.sampled,
-            exact=found,
-        )
+        record = self.learner.advance(self.step, self.controller, lambda: self.seconds)
         self.step += 1
         if self.folder is not None:
             checkpoints.append(self.folder / LOG, record.to_dict())
@@ -183,7 +206,6 @@ class Training(Iterator[Record]):
         state = {
             "run": dataclasses.asdict(self.run),
             "step": self.step,
-            "episodes": self.episodes,
             "seconds": self.seconds,
             "controller": self.controller.state(),
             "world": self.world.fingerprint(),

@@ -112,12 +112,12 @@ def test_a_file_cut_anywhere_is_named_as_such(path):
 
 def test_a_file_of_another_program_or_version_is_named_as_such(path, monkeypatch):
     safetensors.torch.save_file({"weights": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"of kind None, version None; 'kltutor checkpoint', version '1'"):
+    with pytest.raises(ValueError, match=r"of kind None, version None; 'kltutor checkpoint', version '2'"):
         checkpoints.load(path)
     monkeypatch.setattr(checkpoints, "VERSION", "0")
     checkpoints.save(path, TENSORS, STATE)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="version '0'; 'kltutor checkpoint', version '1' is expected"):
+    with pytest.raises(ValueError, match="version '0'; 'kltutor checkpoint', version '2' is expected"):
         checkpoints.load(path)
     with pytest.raises(FileNotFoundError):
         checkpoints.load(path.with_name("none"))
@@ -126,26 +126,45 @@ def test_a_file_of_another_program_or_version_is_named_as_such(path, monkeypatch
 def test_a_log_is_cut_back_to_what_a_checkpoint_noted(tmp_path):
     log = tmp_path / "log.jsonl"
     lines = [{"step": i, "unit": "‖", "x": i / 7} for i in range(5)]
-    sizes = []
+    notes = []
     for line in lines:
         checkpoints.append(log, line)
-        sizes.append(checkpoints.settle(log))
+        notes.append(checkpoints.settle(log))
     assert checkpoints.read_log(log) == lines
     with log.open("ab") as file:
         file.write(b'{"step": 5, "un')  # a kill in the middle of a line
     assert checkpoints.read_log(log) == lines
-    checkpoints.cut(log, sizes[2])
+    assert json.loads(json.dumps(notes)) == notes
+    checkpoints.cut(log, notes[2])
     assert log.read_text() == "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[:3])
     checkpoints.append(log, lines[3])
     assert checkpoints.read_log(log) == lines[:4]
-    with pytest.raises(ValueError, match=r"holds \d+ bytes, but 100000 bytes were there"):
-        checkpoints.cut(log, 100_000)
+    with pytest.raises(ValueError, match=r"holds \d+ bytes, but \d+ bytes were there"):
+        checkpoints.cut(log, notes[4])
     assert checkpoints.read_log(log) == lines[:4]
     log.unlink()
     with pytest.raises(ValueError, match="is absent, but 0 bytes were there"):
-        checkpoints.cut(log, 0)
+        checkpoints.cut(log, {"bytes": 0})
     with pytest.raises(ValueError, match="JSON"):
         checkpoints.append(log, {"x": float("nan")})
+
+
+@pytest.mark.parametrize("place", [2, 40, -2], ids=["first line", "middle", "last line noted"])
+def test_the_log_of_another_run_is_refused_and_left_alone(tmp_path, place):
+    """One digit differs, so sizes and line ends are those of the log that the checkpoint noted."""
+    log = tmp_path / "log.jsonl"
+    for i in range(5):
+        checkpoints.append(log, {"step": i, "x": i / 7})
+    note = checkpoints.settle(log)
+    checkpoints.append(log, {"step": 5})
+    whole = bytearray(log.read_bytes())
+    checkpoints.cut(log, note)
+    log.write_bytes(whole)
+    whole[place if place > 0 else note["bytes"] + place] ^= 1
+    log.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"begins with \d+ bytes that differ.*belongs to the checkpoint"):
+        checkpoints.cut(log, note)
+    assert log.read_bytes() == whole
 
 
 def test_below_keeps_to_whole_names():

@@ -5,11 +5,13 @@ import torch
 
 from kltutor.checks import (
     check_detached,
+    check_device,
     check_distributions,
     check_finite,
     check_logits,
     check_logps,
     check_nonnegative,
+    check_number,
     check_pair,
     check_positive,
     check_rows,
@@ -103,6 +105,20 @@ def test_tokens_outside_the_vocabulary_are_named(token):
     check_tokens(torch.tensor([[0, 2]]), 3)
     with pytest.raises(ValueError, match=rf"tokens\[0, 1\] is {token}, outside the vocabulary 0 to 2.*-100"):
         check_tokens(torch.tensor([[0, token]]), 3)
+
+
+@pytest.mark.parametrize("number", [NAN, INF, -INF])
+def test_a_number_is_neither_nan_nor_infinite(number):
+    check_number(mu=-1e300, alpha=0.0, whole=3)
+    with pytest.raises(ValueError, match=f"alpha is {number}; a finite number is expected"):
+        check_number(mu=0.0, alpha=number)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "", "cpu:x"])
+def test_a_device_is_one_that_torch_can_compute_on_here(device):
+    check_device("cpu")
+    with pytest.raises(ValueError, match=f"device is '{device}', which torch cannot use: .*device=cpu"):
+        check_device(device)
 
 
 @pytest.mark.parametrize("number", [0.0, -1.0, NAN, INF])

@@ -140,3 +140,15 @@ def test_a_table_prints_tensors_and_floats_alike():
         "0.250",
         "0.125",
     ]
+
+
+def test_a_table_leaves_strings_alone_also_those_that_look_like_numbers():
+    rows = [
+        {"version": "0.10", "share": "-.5", "value": 0.5, "count": 3, "mixed": "1e3"},
+        {"version": "1.0", "share": ".25", "value": 0.25, "count": 12, "mixed": 0.25},
+    ]
+    _, ends, *lines = figures.table(rows, ".3f").data.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells == [["0.10", "-.5", "0.500", "3", "1e3"], ["1.0", ".25", "0.250", "12", "0.250"]]
+    assert [end.strip("-") for end in ends.strip("|").split("|")] == [":", ":", ":", ":", ":"]
+    assert [end.endswith(":") for end in ends.strip("|").split("|")] == [False, False, True, True, False]

@@ -5,7 +5,17 @@ import pytest
 import torch
 from worlds import world
 
-from kltutor import TabularPolicy, all_pairs, dpo_loss, exact, ipo_loss, kl, optimal_policy, rational_tilt
+from kltutor import (
+    TabularPolicy,
+    all_pairs,
+    dpo_loss,
+    exact,
+    ipo_loss,
+    kl,
+    optimal_policy,
+    orpo_loss,
+    rational_tilt,
+)
 
 WORLD = world(3)
 ASKED = torch.tensor(WORLD.prompt_probs, dtype=torch.float64)
@@ -117,6 +127,34 @@ def test_so_is_one_of_four_completions_that_always_win_or_lose(pairs, beta):
 def test_a_straight_loss_is_refused():
     with pytest.raises(ValueError, match="no minimum"):
         exact.minimise(lambda logp: logp[0, 0] - logp[0, 1], REF)
+
+
+@pytest.mark.parametrize("beyond", ["refused", float("nan"), float("inf"), -float("inf")])
+def test_a_step_to_where_the_loss_is_not_defined_is_too_long(beyond):
+    """Of -5 log p(0) - log p(1) - w·log(0.7 - p(0)), which has no value from 0.7 on."""
+    crossed, weight = [], 0.01
+
+    def walled(logp):
+        p = logp[0, 0].exp()
+        if p >= 0.7:
+            crossed.append(p)
+            if beyond == "refused":
+                raise ValueError("p(0) is 0.7 or more")
+            return logp.sum() * 0 + beyond
+        return -5 * logp[0, 0] - logp[0, 1] - weight * (0.7 - p).log()
+
+    found = exact.minimise(walled, torch.tensor([[0.1, 0.9]], dtype=torch.float64).log())
+    assert crossed
+    p = found[0, 0].exp().item()
+    assert 0.6 < p < 0.7
+    assert abs(-5 / p + 1 / (1 - p) + weight / (0.7 - p)) < 1e-6
+
+
+def test_orpo_of_completions_that_always_win_falls_for_ever_and_the_search_says_so():
+    """At probability 1, where the odds are infinite, `orpo_loss` refuses its argument."""
+    ref = torch.tensor([[0.9, 0.1]], dtype=torch.float64).log()
+    with pytest.raises(ValueError, match=r"^the loss has (no minimum|not settled)"):
+        exact.minimise(lambda p: orpo_loss(p[:, 0], p[:, 1], 10.0).mean(), ref)
 
 
 def test_a_hill_is_left_downwards():

@@ -13,6 +13,7 @@ HTML = Path(os.environ.get("KLTUTOR_BOOK", Path(__file__).parents[1] / "book" / 
 PAGES = sorted(HTML.glob("*.html"))
 BOOK = Path(__file__).parents[1] / "book"
 CHAPTERS = [f"{path.stem}.html" for path in sorted(BOOK.glob("0*.ipynb"))]
+LEDGER = [f"{path.stem}.html" for path in sorted(BOOK.glob("claims_*.ipynb"))]
 CHROMIUM = [
     "--no-sandbox",
     "--disable-gpu",
@@ -91,7 +92,7 @@ def test_formulas_are_set_and_nothing_is_wider_than_the_screen(visit, name):
 
 
 def test_the_chapters_do_hold_formulas(visit):
-    for name in (*CHAPTERS, "claims.html"):
+    for name in (*CHAPTERS, *LEDGER, "claims.html"):
         assert visit(name).evaluate("document.querySelectorAll('mjx-container').length") > 20
 
 
@@ -108,11 +109,16 @@ def test_every_badge_leads_to_its_row_of_the_ledger(visit):
         links |= set(
             visit(name).locator("a.claim").evaluate_all("all => all.map(a => a.getAttribute('href'))")
         )
-    rows = (
-        visit("claims.html").locator(".ledger-row").evaluate_all("all => all.map(e => 'claims.html#' + e.id)")
-    )
+    rows = set()
+    for name in LEDGER:
+        ids = visit(name).locator(".ledger-row").evaluate_all("all => all.map(e => e.id)")
+        rows |= {f"{name}#{id}" for id in ids}
     assert len(links) > 40
-    assert links <= set(rows)
+    assert links <= rows
+    listed = (
+        visit("claims.html").locator("a.claim").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    )
+    assert set(listed) == rows
 
 
 def test_every_figure_has_a_description_and_loads(visit):

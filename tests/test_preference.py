@@ -220,6 +220,25 @@ def test_metrics_show_both_rewards_falling_while_the_margin_grows():
     }
 
 
+def test_metrics_count_each_pair_by_its_weight():
+    sides = (
+        tensor(-9.0, -3.0, -1.0),
+        tensor(-15.0, -3.0, -2.0),
+        tensor(-8.0, -3.0, -5.0),
+        tensor(-8.0, -3.0, -1.5),
+    )
+    weights = tensor(1.0, 2.0, 5.0)
+    found = preference_metrics(*sides, 0.5, weights=weights / 40)
+    repeated = (torch.repeat_interleave(side, weights.long()) for side in sides)
+    expected = preference_metrics(*repeated, 0.5)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found["accuracy"] == pytest.approx((1 + 2 / 2 + 5) / 8)
+    assert found["chosen_reward"] == pytest.approx(0.5 * (-1 * 1 + 0 * 2 + 4 * 5) / 8)
+    assert found == pytest.approx(preference_metrics(*sides, 0.5, weights=weights))
+    first = preference_metrics(*(side[:1] for side in sides), 0.5)
+    assert preference_metrics(*sides, 0.5, weights=tensor(3.0, 0.0, 0.0)) == pytest.approx(first)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -270,6 +289,10 @@ def test_metrics_show_both_rewards_falling_while_the_margin_grows():
         (lambda: simpo_loss(CHOSEN, REJECTED.float(), 2.0, 1.0), "dtypes differ"),
         (lambda: bradley_terry(REWARD, REWARD * math.nan), r"other\[0\] is nan"),
         (lambda: preference_metrics(*(x[:0] for x in FOUR), 0.1), "no rows"),
+        (lambda: preference_metrics(*FOUR, 0.1, weights=-torch.ones_like(FOUR[0])), "weights is -1"),
+        (lambda: preference_metrics(*FOUR, 0.1, weights=FOUR[0] * torch.nan), "weights is nan"),
+        (lambda: preference_metrics(*FOUR, 0.1, weights=FOUR[0] * -torch.inf), "weights is inf"),
+        (lambda: preference_metrics(*FOUR, 0.1, weights=torch.zeros_like(FOUR[0])), "weights is 0"),
         (lambda: bradley_terry(REWARD * math.inf, REWARD), r"reward\[0\] is inf"),
     ],
 )

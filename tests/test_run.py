@@ -77,6 +77,7 @@ def test_a_controller_starts_at_the_run_s_beta():
     assert isinstance(run.rule(), PIDBeta)
 
 
+FIT = {"class": "ZieglerBeta", "target_kl": 2.0, "horizon": 10.0}
 CONTRADICTIONS = [
     # the option has no use
     ({"algorithm": "dpo", "clip_eps": 0.3}, "clip_eps is 0.3, but dpo .* has no use for it"),
@@ -90,6 +91,7 @@ CONTRADICTIONS = [
     ({"algorithm": "ppo", "label_smoothing": 0.1}, "label_smoothing is 0.1, but ppo"),
     ({"algorithm": "dpo", "simpo_gamma": 0.1}, "simpo_gamma is 0.1, but dpo"),
     ({"layers": 2}, "layers is 2, but ppo with a tabular policy"),
+    ({"algorithm": "dpo", "kl_ratio": "token"}, "kl_ratio is 'token', but dpo .* has no use for it"),
     ({"algorithm": "sft", "policy": "gpt", "ref_steps": 10}, "ref_steps is 10, but sft"),
     ({"algorithm": "ppo", "optimiser": "natural"}, "optimiser is 'natural', but ppo"),
     # numbers
@@ -99,6 +101,9 @@ CONTRADICTIONS = [
     ({"algorithm": "dpo", "beta": 0.0}, "beta is 0.0; a finite number above 0"),
     ({"rate": 0.0}, "rate is 0.0"),
     ({"steps": 0}, "steps is 0; at least 1"),
+    ({"seed": -1}, "seed is -1; from 0 to"),
+    ({"world_seed": 2**63}, "world_seed is 9223372036854775808; from 0 to"),
+    ({"policy": "gpt", "ref_steps": -1}, "ref_steps is -1"),
     ({"exact_every": 0}, "exact_every is 0"),
     ({"checkpoint_every": 0}, "checkpoint_every is 0"),
     ({"gamma": 1.5}, "gamma is 1.5; a number from 0 to 1"),
@@ -110,40 +115,52 @@ CONTRADICTIONS = [
     ({"optimum_beta": 0.0}, "optimum_beta is 0.0"),
     ({"max_gradient_norm": 0.0}, "max_gradient_norm is 0.0"),
     # data
-    ({"algorithm": "ppo", "data": "fixed"}, "data is 'fixed'; ppo learns from rollouts"),
+    ({"algorithm": "ppo", "data": "fixed"}, "data is 'fixed', but ppo learns from 'rollouts'"),
     (
         {"algorithm": "dpo", "data": "rollouts"},
-        "data is 'rollouts'; dpo learns from population or fresh or fixed",
+        "data is 'rollouts', but dpo learns from 'population' or 'fresh' or 'fixed'",
     ),
-    ({"algorithm": "exact", "data": "fresh"}, "data is 'fresh'; exact learns from population"),
+    ({"algorithm": "exact", "data": "fresh"}, "data is 'fresh', but exact learns from 'population'"),
     ({"batch": 0}, "batch is 0; at least 1"),
     ({"algorithm": "kto", "batch": 1}, "batch is 1; at least 2"),
-    ({"algorithm": "rloo", "batch": 10, "group": 4}, "batch is 10, which 1 minibatches of whole groups of 4"),
+    (
+        {"algorithm": "rloo", "batch": 10, "group": 4},
+        "batch is 10, which 1 minibatches of whole groups of 4 do not divide. Set a multiple of 4",
+    ),
     ({"batch": 10, "minibatches": 4}, "batch is 10, which 4 minibatches"),
-    ({"algorithm": "grpo", "batch": 24, "group": 4, "minibatches": 4}, "batch is 24, which 4 minibatches"),
-    ({"algorithm": "rloo", "group": 1}, "group is 1; rloo compares"),
-    ({"algorithm": "grpo", "group": 1}, "group is 1; grpo compares"),
+    (
+        {"algorithm": "grpo", "batch": 24, "group": 4, "minibatches": 4},
+        "batch is 24, which 4 minibatches of .* Set a multiple of 16",
+    ),
+    ({"algorithm": "rloo", "group": 1}, "group is 1, but rloo compares"),
+    ({"algorithm": "grpo", "group": 1}, "group is 1, but grpo compares"),
     ({"algorithm": "dpo", "reward": "proxy"}, "reward is 'proxy', but dpo"),
     # KL
-    ({"kl_placement": "none"}, "kl_placement is 'none'; to do without the KL set beta=0"),
-    ({"kl_level": "sequence"}, "kl_level is 'sequence', which a KL in the loss has only"),
+    ({"kl_placement": "none"}, "kl_placement is 'none', but ppo has a KL. To do without it set beta=0"),
+    (
+        {"kl_level": "sequence"},
+        "kl_level is 'sequence', which only a KL in the loss has. Set kl_placement='loss'",
+    ),
     ({"kl_correction": "stopgrad"}, "kl_correction is 'stopgrad', which"),
     ({"kl_reduction": "token_mean"}, "kl_reduction is 'token_mean', which"),
     ({"kl_ratio": "token"}, "kl_ratio is 'token', which"),
-    ({"kl_estimator": "full"}, "kl_estimator is 'full', which depends on the policy directly"),
+    ({"kl_estimator": "full"}, "kl_estimator is 'full', a sum that depends on the policy directly"),
     (
         {"kl_placement": "loss", "kl_estimator": "full", "kl_level": "sequence"},
-        "'full' is a sum at every prefix",
+        "kl_level is 'sequence', but .*'full' is a sum at every prefix",
     ),
     (
         {"kl_placement": "loss", "kl_estimator": "full", "kl_correction": "stopgrad"},
-        "'full' is a sum at every",
+        "kl_correction is 'stopgrad', but .*'full' is a sum at every",
     ),
-    ({"algorithm": "grpo", "kl_level": "sequence"}, "kl_reduction is 'sequence_mean'; a sequence-level term"),
-    ({"kl_placement": "loss", "kl_ratio": "token"}, "kl_ratio is 'token', which only a kl_correction uses"),
+    (
+        {"algorithm": "grpo", "kl_level": "sequence"},
+        "kl_reduction is 'sequence_mean', but a sequence-level term",
+    ),
+    ({"kl_placement": "loss", "kl_ratio": "token"}, "kl_ratio is 'token', which only a correction takes"),
     (
         {"kl_placement": "loss", "kl_level": "sequence", "kl_correction": "stopgrad", "kl_ratio": "prefix"},
-        "kl_ratio is 'prefix'; a sequence-level term has that of the sequence",
+        "kl_ratio is 'prefix', but a sequence-level term has the ratio of the sequence",
     ),
     # controllers
     ({"controller": {"class": "Thermostat"}}, "class 'Thermostat'; one of FixedBeta"),
@@ -153,22 +170,38 @@ CONTRADICTIONS = [
         "controller has 'beta', which is beta of the run",
     ),
     ({"controller": {"class": "AnnealedBeta", "start": 1.0}}, "controller has 'start', which is beta"),
-    ({"controller": {"class": "ZieglerBeta", "speed": 1.0}}, "does not fit ZieglerBeta"),
+    ({"controller": {"class": ["FixedBeta"]}}, r"class \['FixedBeta'\]; one of FixedBeta"),
+    (
+        {"controller": {"class": "ZieglerBeta", "speed": 1.0}},
+        "controller: missing a required argument: 'target_kl'",
+    ),
+    ({"controller": FIT | {"speed": 1.0}}, "'speed'. Settings of ZieglerBeta are target_kl, horizon"),
+    (
+        {"controller": FIT | {"target_kl": "2"}},
+        "controller: .*'target_kl'.* '2' .*float.* Settings of ZieglerBeta",
+    ),
+    (
+        {"controller": FIT | {"target_kl": -2.0}},
+        "controller: target_kl is -2.0; a finite number above 0",
+    ),
     ({"beta": 0.0, "controller": {"class": "ZieglerBeta", "target_kl": 1.0, "horizon": 9.0}}, "beta is 0.0"),
     (
         {"algorithm": "dpo", "controller": {"class": "FixedBeta"}},
-        "dpo samples nothing from which a controller",
+        "controller is .*FixedBeta.*, but dpo samples nothing",
     ),
     (
         {"algorithm": "exact", "controller": {"class": "PPOPenaltyBeta", "target_kl": 0.01}},
-        "the controller measures KL",
+        "controller is .*, which hears KL",
     ),
     # machine
     ({"dtype": "bfloat16"}, "dtype is 'bfloat16', in which only a gpt computes"),
-    ({"device": "mps"}, "device mps has no float64; use dtype='float32'"),
+    ({"device": "mps"}, "device is 'mps', which has no float64. Set dtype='float32'"),
+    ({"device": "mps:0"}, "device is 'mps:0', which has no float64"),
+    ({"device": "gpu"}, "device is 'gpu', which names no device of torch. Set device='cpu'"),
+    ({"device": "cuda:x"}, "device is 'cuda:x', which names no device"),
     (
         {"algorithm": "exact", "policy": "gpt", "optimiser": "natural"},
-        "'natural', which needs a tabular policy",
+        "'natural', which moves the logits of a table, but the policy is a gpt",
     ),
 ]
 
@@ -177,8 +210,13 @@ CONTRADICTIONS = [
     ("options", "message"), CONTRADICTIONS, ids=[message[:40] for _, message in CONTRADICTIONS]
 )
 def test_a_contradiction_is_refused_with_its_reason(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         Run(**options)
+    said = str(caught.value)
+    assert said.split()[0].rstrip(":") in Run.__dataclass_fields__, "it begins with the option"
+    assert "\n" not in said
+    last = said.removesuffix(".").rsplit(". ")[-1]
+    assert last.endswith("expected") or last.split()[0] in ("Leave", "Set", "Take", "To", "Settings"), last
 
 
 @pytest.mark.parametrize(
@@ -195,6 +233,9 @@ def test_a_contradiction_is_refused_with_its_reason(options, message):
         {"algorithm": "dpo", "clip_eps": 0.0},  # what an unused option is worth anyway
         {"policy": "gpt", "dtype": "bfloat16"},
         {"device": "mps", "dtype": "float32"},
+        {"device": "cuda:7"},  # of another machine: a run may be read on one that lacks it
+        {"seed": 2**63 - 1, "world_seed": 0},
+        {"controller": {"class": "ZieglerBeta", "target_kl": 2, "horizon": 10}},  # whole numbers, as JSON has
     ],
 )
 def test_what_only_looks_like_a_contradiction_is_allowed(options):

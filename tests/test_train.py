@@ -63,9 +63,11 @@ def distance(policy, other, task):
         {"algorithm": "exact"},
         {"algorithm": "exact", "optimiser": "natural", "rate": 1.0, "steps": 6},
         {"algorithm": "dpo", "data": "population"},
+        {"algorithm": "dpo", "seed": 1, "world_seed": 1},
         {"algorithm": "ppo"},
+        {"algorithm": "exact", "policy": "gpt", "world_seed": 2},
     ],
-    ids=["exact", "natural", "dpo", "ppo"],
+    ids=["exact", "natural", "dpo", "fresh dpo", "ppo", "gpt"],
 )
 def test_default_runs_of_the_small_task_end_at_the_optimum(options):
     training = train(Run(**options))
@@ -73,7 +75,7 @@ def test_default_runs_of_the_small_task_end_at_the_optimum(options):
     assert records[0].exact.kl_to_optimum > 0.9
     assert records[-1].exact.kl_to_optimum < 0.01
     task, ref = training.world.task, training.world.ref
-    best = TabularPolicy(task, exact.token_optimum(ref, task, 0.5, kl_discount=1.0))
+    best = TabularPolicy(task, exact.token_optimum(ref, task, 0.5, kl_discount=1.0).detach())
     assert math.isclose(distance(training.policy, best, task), records[-1].exact.kl_to_optimum, abs_tol=1e-12)
 
 
@@ -449,7 +451,7 @@ def timeless(lines):
 
 
 def state_of(training):
-    return training.learner.tensors(), training.controller.state(), training.step, training.episodes
+    return training.learner.tensors(), training.controller.state(), training.step
 
 
 def same(first, second):
@@ -493,7 +495,7 @@ def test_folders_and_worlds_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         resume(tmp_path)
     checkpoints.save(tmp_path / "checkpoint.safetensors", {}, {"step": 3})
-    with pytest.raises(ValueError, match=r"was not written by `train`; its state has no run"):
+    with pytest.raises(ValueError, match=r"no run of this version of the package \(KeyError: 'run'\)"):
         resume(tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
     for _ in zip(train(run, world=its, folder=tmp_path), range(3), strict=False):
@@ -510,6 +512,100 @@ def test_folders_and_worlds_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds 0 bytes, but"):
         resume(tmp_path, world=its)
+
+
+def wounds():
+    """Ways in which a checkpoint of an older version, or of another program, may differ: each breaks it."""
+
+    def state(**changes):
+        return lambda tensors, state: (tensors, state | changes)
+
+    def without(name):
+        return lambda tensors, state: (
+            {key: value for key, value in tensors.items() if key != name},
+            {key: value for key, value in state.items() if key != name},
+        )
+
+    def tensor(name, change):
+        return lambda tensors, state: (tensors | {name: change(tensors[name])}, state)
+
+    run = dataclasses.asdict(Run(task="bandit", algorithm="ppo", policy="gpt", batch=16, steps=4, **TINY))
+    yield "no run", without("run")
+    yield "an option that is gone", state(run=run | {"kl_coef": 0.1})
+    yield "an option of another type", state(run=run | {"steps": "four"})
+    yield "an option out of range", state(run=run | {"beta": -1.0})
+    yield "another width", state(run=run | {"width": 16})
+    yield "another algorithm", state(run=run | {"algorithm": "grpo", "group": 8} | GRPO)
+    for name in ("world", "controller", "step", "seconds", "log", "generator"):
+        yield f"no {name}", without(name)
+    yield "an older log", state(log=1234)
+    yield "another world's numbers", state(world=[1.0])
+    yield "no numbers of the world", state(world=None)
+    yield "no critic", without("critic.weight")
+    yield "no moments", without("optimiser.0.exp_avg")
+    yield (
+        "no moments at all",
+        lambda tensors, state: (
+            {name: value for name, value in tensors.items() if not name.startswith("optimiser")},
+            state,
+        ),
+    )
+    yield "moments of another shape", tensor("optimiser.0.exp_avg", lambda value: value[:1])
+    yield "parameters of another dtype", tensor("policy.token", lambda value: value.float())
+    yield "a parameter too many", lambda tensors, state: (tensors | {"policy.x": torch.ones(1)}, state)
+    yield "no reference", without("ref.token")
+
+
+GRPO = {name: None for name in ("value_rate", "gamma", "gae_lambda", "minibatches", "epochs", "advantages")}
+
+
+@pytest.mark.parametrize(("what", "wound"), list(wounds()), ids=[what for what, _ in wounds()])
+def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_do_and_nothing_is_touched(
+    what, wound, tmp_path, fitting
+):
+    tensors, state = wound(*checkpoints.load(fitting / "checkpoint.safetensors"))
+    checkpoints.save(tmp_path / "checkpoint.safetensors", tensors, state)
+    log = (fitting / "log.jsonl").read_bytes() + b'{"step"'
+    (tmp_path / "log.jsonl").write_bytes(log)
+    with pytest.raises(ValueError, match=r"no run of this version.*start the run again|is of another world"):
+        resume(tmp_path)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+@pytest.fixture(scope="module")
+def fitting(tmp_path_factory):
+    """A folder with two of four steps of a transformer with a critic."""
+    folder = tmp_path_factory.mktemp("fitting")
+    run = Run(task="bandit", algorithm="ppo", policy="gpt", batch=16, steps=4, checkpoint_every=2, **TINY)
+    for _ in zip(train(run, folder=folder), range(2), strict=False):
+        pass
+    assert resume(folder).step == 2
+    return folder
+
+
+def test_a_log_of_another_run_is_refused(tmp_path):
+    run, its = small(algorithm="rloo", batch=16)
+    for seed in (0, 1):
+        list(train(dataclasses.replace(run, seed=seed), world=its, folder=tmp_path / str(seed)))
+    foreign = (tmp_path / "1" / "log.jsonl").read_bytes() * 2  # long enough
+    (tmp_path / "0" / "log.jsonl").write_bytes(foreign)
+    with pytest.raises(ValueError, match="differ from those that were there"):
+        resume(tmp_path / "0", world=its)
+    assert (tmp_path / "0" / "log.jsonl").read_bytes() == foreign
+
+
+@pytest.mark.parametrize("policy", ["tabular", "gpt"])
+def test_a_device_that_the_machine_lacks_is_refused_before_any_work(policy, tmp_path):
+    run = Run(policy=policy, device="cuda:99")
+    with pytest.raises(ValueError, match=r"^device is 'cuda:99', which torch cannot use: .*device=cpu"):
+        train(run, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    train(Run(task="bandit", algorithm="exact", steps=1), folder=tmp_path / "old")
+    path = tmp_path / "old" / "checkpoint.safetensors"
+    tensors, state = checkpoints.load(path)
+    checkpoints.save(path, tensors, state | {"run": state["run"] | {"device": "cuda:99"}})
+    with pytest.raises(ValueError, match=r"^device is 'cuda:99'"):
+        resume(tmp_path / "old")
 
 
 SCRIPT = """

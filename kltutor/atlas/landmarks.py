@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kltutor import exact
 from kltutor.atlas.placements import Placement, Samples, angle, field
+from kltutor.checks import check_number
 from kltutor.placement import Estimator, Level
 from kltutor.tasks import Policy, Task
 
@@ -101,8 +102,7 @@ def name_value(value: float, policy: nn.Module, ref: Policy, old: Policy, task: 
         >>> name_value(exact.kl(old, policy, task).item(), policy, ref, old, task)
         'KL(old‖π)'
     """
-    if not math.isfinite(value):
-        raise ValueError(f"value is {value}; a finite number is expected.")
+    check_number(value=value)
     found = _quantities(policy, ref, old, task)
     quantities = {name: quantity for name, quantity in found.items() if math.isfinite(quantity)}
     scale = quantities.get("KL(π‖ref)", 0.0)

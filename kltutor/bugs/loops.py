@@ -130,7 +130,7 @@ def _no_penalty() -> dict[str, float]:
     cured=frozen_reference,
     truth=_kl_of_optimum,
     also=_no_penalty,
-    thread="aburkov/theLMbook#8",
+    thread="huggingface/trl#702",
 )
 def kl_from_start(code: Code) -> float:
     """Return how far from its start the policy is after training with the code's reference."""

@@ -27,7 +27,8 @@ def minimise(
 
     Newton's method on one free logit for each completion, in coordinates scaled by the curvature of each, so
     that rare completions converge as fast as common ones. Where the loss has a maximum or a saddle in some
-    direction the step goes down it; no step moves a logit by more than 2 nats. Directions that the loss does
+    direction the step goes down it; no step moves a logit by more than 2 nats, and one to where the loss
+    raises a ValueError or is not finite is halved until it is. Directions that the loss does
     not see keep their start: a completion that is in no pair stays where it was.
 
     A small gradient proves nothing: the loss may fall for ever, ever more slowly. So the end is reached when
@@ -79,17 +80,25 @@ def minimise(
         dead = flat & (falling.abs() <= LEVEL * nat * value.abs().clamp_min(1))
         if number == 0:
             unseen = torch.linalg.qr(ways[:, dead]).Q
+        part = 1.0
         while True:
             bold = torch.where(flat, falling.sign() / nat, falling / (values.abs() + damping))
             step = ways @ bold.masked_fill(dead, 0)
             step = step * (REACH / step.abs().max().clamp_min(REACH))
-            reached = of(logits - step)
+            reached = _if_defined(of, logits - part * step)
+            if reached is None:  # shortened for this once, so that a step is never small for lack of room
+                part /= 2
+                if part < NOISE:
+                    raise ValueError(
+                        "the loss has not settled: no step leads to where it is a finite number."
+                    )
+                continue
             if reached <= value or step.abs().max() <= settled:
                 break
             damping = max(EASED, damping * HARDER)
             if damping > 1 / NOISE:
                 raise ValueError(f"the loss has not settled: no step goes down from {value.item():.6g}.")
-        logits, value = logits - step, reached
+        logits, value = logits - part * step, reached
         damping = damping / HARDER if damping > EASED else 0.0
         if step.abs().max() <= settled:
             lost = ways[:, dead] / ways[:, dead].norm(dim=0)
@@ -103,3 +112,12 @@ def minimise(
         f"the loss has not settled: step {steps} still moves a logit by {step.abs().max():.2g} nats, and the "
         f"slope is {slope.abs().max():.2g}. It may have no minimum."
     )
+
+
+def _if_defined(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor | None:
+    """Return the loss; None where it refuses its argument or is not finite."""
+    try:
+        value = loss(logits)
+    except ValueError:
+        return None
+    return value if value.isfinite() else None
