@@ -1,4 +1,4 @@
-"""The command `kltutor`: train policies, plot runs, check the claims of the book."""
+"""The command `kltutor`: train policies, sweep, plot, check the claims of the book."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kltutor import session
+from kltutor import session, sweep_session
 from kltutor.flags import OneLine, plain_errors
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 160  # characters of a statement that the table shows
 
 app = typer.Typer(
-    help="KL regularisation in RLHF: train policies, plot runs, check the claims of the book.",
+    help="KL regularisation in RLHF: train policies, sweep, plot, check the claims of the book.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +44,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """KL regularisation in RLHF: train policies, plot runs, check the claims of the book."""
+    """KL regularisation in RLHF: train policies, sweep, plot, check the claims of the book."""
 
 
 @app.command()
@@ -81,6 +81,7 @@ def verify(
 
 
 app.command(cls=OneLine)(session.train)
+app.command(cls=OneLine)(sweep_session.sweep)
 
 
 @app.command(cls=OneLine)

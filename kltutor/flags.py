@@ -1,10 +1,10 @@
 """The options of the command line: one for every field of `Run`, and errors that speak of them."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_type_hints
 
@@ -101,8 +101,8 @@ def flags(name: str) -> list[str]:
     return ["--" + own.replace("_", "-") for own in both]
 
 
-def signature() -> inspect.Signature:
-    """Return the parameters of `kltutor train`, with an option for every field of `Run`."""
+def options() -> list[inspect.Parameter]:
+    """Return ALGO and an option for every field of `Run`, as parameters of a command."""
     hints, keyword = get_type_hints(Run), inspect.Parameter.KEYWORD_ONLY
     hints |= {"task": Literal.__getitem__(tuple(TASKS)), "controller": str}  # both can be more in Python
     kept = {field.name: field.default for field in dataclasses.fields(Run)}
@@ -117,6 +117,12 @@ def signature() -> inspect.Signature:
                     name, keyword, default=None, annotation=Annotated[hints[name] | None, option]
                 )
             )
+    return found
+
+
+def signature() -> inspect.Signature:
+    """Return the parameters of `kltutor train`."""
+    keyword, found = inspect.Parameter.KEYWORD_ONLY, options()
     out = typer.Option("--out", metavar="DIR", help="Keep log, checkpoint and figure there.")
     on = typer.Option("--resume", help="Continue the run in DIR; its options need not be repeated.")
     found.append(inspect.Parameter("out", keyword, default=None, annotation=Annotated[Path | None, out]))
@@ -124,7 +130,7 @@ def signature() -> inspect.Signature:
     return inspect.Signature(found)
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn errors that a user can mend into one line and an exit status."""
     from kltutor.finite import NonFiniteError
@@ -141,7 +147,8 @@ def plain_errors() -> Iterator[None]:
 
 def spoken(message: str) -> str:
     """Return the first line of a message about fields as one about options."""
-    text, one = message.splitlines()[0], f"({'|'.join([*FIELDS, 'out', 'against', 'quantity'])})"
+    named = [*FIELDS, "out", "against", "quantity", "unit_size", "address"]
+    text, one = message.splitlines()[0], f"({'|'.join(named)})"
 
     def option(found: re.Match[str]) -> str:
         return "--" + found[1].replace("_", "-")
@@ -160,8 +167,13 @@ def parse_controller(text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not (key.strip() and equals):
             raise ValueError(f"controller has {part!r}; name=value is expected, as in target_kl=2.")
-        try:
-            found[key.strip()] = float(value)
-        except ValueError:
-            found[key.strip()] = value.strip()
+        found[key.strip()] = _read(value.strip())
     return found
+
+
+def _read(text: str) -> Any:
+    """Return a number if the text is one, whole if it is written so."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

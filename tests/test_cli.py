@@ -182,12 +182,12 @@ def test_a_run_prints_exact_beside_sampled_numbers_and_keeps_log_checkpoint_and_
     exact, sampled = log[-1]["exact"], log[-2]["sampled"]
     for title, name, unit in [
         ("KL(π ‖ ref)", "kl", "nats per sequence"),
-        ("length", "length", "tokens"),
+        ("E[length]", "length", "tokens"),
         ("entropy", "entropy", "nats per sequence"),
     ]:
-        assert rows[title] == [session._number(exact[name]), session._number(sampled[name]), unit]
-    assert rows["gold reward"][:2] == [session._number(exact["gold"]), session._number(sampled["reward"])]
-    assert rows["KL(π ‖ π*)"] == [session._number(exact["kl_to_optimum"]), "", "nats per sequence"]
+        assert rows[title] == [session.number(exact[name]), session.number(sampled[name]), unit]
+    assert rows["E[gold reward]"][:2] == [session.number(exact["gold"]), session.number(sampled["reward"])]
+    assert rows["KL(π ‖ π*)"] == [session.number(exact["kl_to_optimum"]), "", "nats per sequence"]
     for words in ("after step 6", "of step 5", "E[length]", "1536 completions"):
         assert words in " ".join(result.stdout.replace("│", " ").split()), words
 
@@ -207,7 +207,7 @@ def test_the_bar_shows_the_last_exact_record(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     result = run("train", "exact", *SHORT, "--out", str(tmp_path))
     last = read_log(tmp_path / "log.jsonl")[-1]["exact"]
-    assert f"KL(π‖ref) {last['kl']:.4f}  KL(π‖π*) {session._number(last['kl_to_optimum'])}" in result.stderr
+    assert f"KL(π‖ref) {last['kl']:.4f}  KL(π‖π*) {session.number(last['kl_to_optimum'])}" in result.stderr
     assert "exact at step 6" in result.stderr
 
 
@@ -293,8 +293,17 @@ def test_a_target_out_of_reach_is_one_line(monkeypatch):
         ("ppo --placement none", ["--kl-placement is 'none'", "--beta 0"]),
         ("rloo --group 3", ["--batch is", "group"]),
         ("ppo --device warp", ["--device is 'warp'", "--device cpu"]),
+        ("ppo --device cuda:99", ["--device is 'cuda:99'", "--device cpu"]),
+        ("ppo --device gpu", ["--device is 'gpu'", "--device cpu"]),
+        ("ppo --seed -1", ["--seed is -1", "from 0"]),
+        ("ppo --kl-level sequence", ["--kl-level is 'sequence'", "Set --kl-placement loss"]),
+        ("ppo --kl-placement loss --kl-ratio token", ["--kl-ratio is 'token'", "--kl-correction stopgrad"]),
+        ("exact --policy gpt --optimiser natural", ["--optimiser is 'natural'", "--policy tabular"]),
+        ("dpo --data rollouts", ["--data is 'rollouts'", "'fresh'"]),
+        ("ppo --controller ZieglerBeta,target_kl=a,horizon=1", ["--controller: ", "'target_kl'", "float"]),
+        ("ppo --controller ZieglerBeta,target_kl=1", ["--controller: ", "missing", "'horizon'"]),
         ("ppo --device meta", ["--device is 'meta'", "--device cpu"]),
-        ("ppo --device mps", ["--device mps", "--dtype float32"]),
+        ("ppo --device mps", ["--device is 'mps'", "--dtype float32"]),
         ("ppo --controller Zieg", ["--controller has class 'Zieg'", "ZieglerBeta"]),
         ("ppo --controller ZieglerBeta,target_kl", ["--controller has 'target_kl'", "name=value"]),
         ("ppo --controller ZieglerBeta,target_kl=a,horizon=1", ["--controller", "ZieglerBeta"]),
@@ -335,7 +344,10 @@ def test_a_damaged_checkpoint_and_one_of_other_options_are_refused(tmp_path, com
     path.write_bytes(whole[:-9])
     assert "start the run again" in refused(*command, tmp_path)
     path.write_bytes(whole.replace(b"exact_every", b"exact_never"))
-    assert "another version" in refused(*command, tmp_path)
+    message = refused(*command, tmp_path)
+    assert "no run of this version" in message
+    assert "exact_never" in message
+    assert "start the run again in another folder" in message
     path.write_bytes(whole)
     if command[0] == "train":
         (tmp_path / "log.jsonl").write_text("{}\n")
