@@ -1,6 +1,8 @@
 # make book    build the book and print where it is      make test       everything CI runs
 # make lab     JupyterLab on the book                    make check      the fast part of the tests
 # make notebooks  re-execute and normalise all notebooks in place
+# make bench   time the package beside TRL, and beside the limits of the machine
+# make .venv/peers  install TRL and Ray, so that make test compares with them too; CI does
 #
 # Each creates .venv with the pinned packages when it is missing. On Linux, PyPI's torch brings CUDA with
 # it; TORCH_INDEX=<url of a package index> adds an index to take a smaller build from.
@@ -15,7 +17,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book test check lab notebooks strict clean
+.PHONY: book test check lab notebooks bench strict clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book --all
@@ -45,6 +47,10 @@ lab: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/python book/notebooks.py
 
+# BENCH="--threads 2 --json speed.json grpo" are options and names for it.
+bench: .venv/peers
+	$(BIN)/python -W ignore -m benchmarks $(BENCH)
+
 clean:
 	rm -rf build dist book/_build .venv
 
@@ -53,4 +59,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	touch $@
+
+.venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers,scale]'
 	touch $@

@@ -1,0 +1,1 @@
+"""How fast the package is, measured side by side with what it is compared to: `make bench`."""
