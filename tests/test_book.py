@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from kltutor import claims
+from kltutor import claims, ledger
 
 BOOK = Path(__file__).parents[1] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
@@ -65,7 +65,9 @@ def test_no_output_names_a_place_or_a_day(path):
 
 def test_the_contents_list_every_page_and_nothing_else():
     toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    listed = {toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])}
+    pages = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    pages += [section for page in pages for section in page.get("sections", [])]
+    listed = {toc["root"], *(page["file"] for page in pages)}
     assert listed == {path.stem for path in [*NOTEBOOKS, *BOOK.glob("*.md")]}
 
 
@@ -78,6 +80,28 @@ def test_every_claim_is_stated_in_its_chapter_and_every_badge_has_a_claim():
     for path in CHAPTERS:
         chapter = {id for id in known if id[3] == str(int(path.name[:2]))}
         assert chapter <= cited[path.stem], sorted(chapter - cited[path.stem])
+
+
+def test_every_claim_has_a_row_on_the_page_to_which_its_badge_leads():
+    found = {}
+    for path in BOOK.glob("claims_*.ipynb"):
+        html = "".join(
+            output.get("data", {}).get("text/html", "")
+            for cell in code_cells(path)
+            for output in cell.outputs
+        )
+        found |= {id.upper(): path.stem for id in re.findall(r'class="ledger-row[^"]*" id="(kl-\d+)"', html)}
+    assert found == {claim.id: ledger.page(claim) for claim in claims.all_claims()}
+
+
+def test_the_list_of_all_claims_leads_to_every_row():
+    text = "".join(
+        output.get("data", {}).get("text/html", "")
+        for cell in code_cells(BOOK / "claims.ipynb")
+        for output in cell.outputs
+    )
+    links = re.findall(r'href="(claims_\d)\.html#(kl-\d+)"', text)
+    assert links == [(ledger.page(claim), claim.id.lower()) for claim in claims.all_claims()]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from docutils import nodes
 from docutils.parsers.rst.states import Inliner
 from sphinx.application import Sphinx
 
-from kltutor import claims
+from kltutor import claims, ledger
 
 Rendered = tuple[list[nodes.Node], list[nodes.system_message]]
 
@@ -34,7 +34,7 @@ def claim_role(
         message = inliner.reporter.error(str(error), line=lineno)
         return [inliner.problematic(rawtext, rawtext, message)], [message]
     env = inliner.document.settings.env
-    page = env.app.builder.get_relative_uri(env.docname, "claims")
+    page = env.app.builder.get_relative_uri(env.docname, ledger.page(claim))
     badge = nodes.reference(
         "",
         "",
