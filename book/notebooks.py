@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).parent
 DRAWING = "image/svg+xml"
+LIVE = "application/vnd.jupyter.widget-view+json"  # means nothing later
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -51,6 +52,7 @@ def normalise(notebook: nbformat.NotebookNode) -> str:
                 tag(cell, "nbval-ignore-output")
         for output in cell.get("outputs", []):
             output.get("metadata", {}).pop("needs_background", None)
+            output.get("data", {}).pop(LIVE, None)
             for kind, data in output.get("data", {}).items():
                 if isinstance(data, str) and kind == DRAWING:
                     output.data[kind] = (

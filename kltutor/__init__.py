@@ -1,6 +1,6 @@
 """KL regularisation in RLHF, checked against exact ground truth.
 
-The numerics load at once. Symbolic derivations, the claims ledger and figures load when first used.
+The numerics load at once. Symbolic derivations, the claims ledger, figures and widgets load when first used.
 """
 
 from importlib import import_module
@@ -142,7 +142,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Load the parts that need sympy or matplotlib when they are first asked for."""
-    if name in ("bugs", "claims", "derivations", "figures"):
+    """Load the parts that need sympy, matplotlib or anywidget when they are first asked for."""
+    if name in ("bugs", "claims", "derivations", "figures", "widgets"):
         return import_module(f"kltutor.{name}")
     raise AttributeError(f"module 'kltutor' has no attribute {name!r}")

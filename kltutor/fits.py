@@ -150,7 +150,10 @@ def fit_alpha(
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-        value = objective(parameters)
+        fit = _gaussian_logp(grid, parameters[0], parameters[1])
+        if fit.isnan().any():  # a line search has run away
+            return math.inf, np.zeros(2)
+        value = alpha_divergence(target_logp, fit, alpha)
         return value.item(), torch.autograd.grad(value, parameters)[0].numpy()
 
     spread = _mean_and_sd(grid, target_logp)[1].item()

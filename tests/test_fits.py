@@ -255,3 +255,14 @@ def test_targets_and_mixtures_are_checked_by_name():
     assert fit_forward(GRID, holes).sd ** 2 == pytest.approx(2, rel=1e-9)
     with pytest.raises(ValueError, match="target_logp holds -inf"):
         fit_reverse(GRID, holes)
+
+
+def test_a_line_search_that_runs_away_comes_back():
+    # From some of its starts the search steps to log sd in the hundreds, where no fit has probabilities.
+    grid = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    means, weights = torch.tensor([-4.0, 2.589]).double(), torch.tensor([0.95, 0.05]).double()
+    target = mixture_logp(grid, means, torch.ones(2).double(), weights)
+    best, *_ = fit_alpha(grid, target, 0.9655)
+    forward = fit_forward(grid, target)
+    assert abs(best.mean - forward.mean) < 0.1  # next to α = 1
+    assert abs(best.sd - forward.sd) < 0.1

@@ -21,7 +21,7 @@ MODULES = sorted((ROOT / "kltutor").rglob("*.py"))
 
 # An import only ever points down this list.
 LAYERS = [
-    {"blocks", "checkpoints", "checks", "figures", "options", "resumable"},
+    {"axis", "blocks", "checkpoints", "checks", "figures", "options", "resumable"},
     {"divergences", "masking", "schedules"},
     {"estimators"},
     {"controllers", "moments", "fits", "optimum", "selection"},
@@ -34,18 +34,24 @@ LAYERS = [
     {"proxy"},
     {"exact"},
     {"run"},
-    {"world"},
+    {"grid", "world"},
     {"rollout"},
     {"algorithms", "finite"},
     {"flags", "offline", "records"},
+    {"descent", "lessons"},
     {"learner"},
     {"train"},
-    {"plots"},
-    {"session"},
+    {"stacked"},
+    {"units"},
+    {"sweep"},
+    {"engines", "plots", "tables"},
+    {"session", "sweep_plots"},
+    {"sweep_session"},
     {"atlas"},
     {"libraries"},
     {"bugs"},
     {"derivations", "claims", "ledger"},
+    {"widgets"},
     {"cli"},
 ]
 
@@ -72,7 +78,12 @@ def test_conda_gets_the_same_pins_and_the_same_extras():
     assert "'.[book,test]'" in (ROOT / "Makefile").read_text()
     (python,) = [line.split("=")[1] for line in conda if line.startswith("python=")]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
-    assert set(PROJECT["optional-dependencies"]) >= {"book", "test"}
+
+
+def test_the_makefile_installs_every_extra():
+    named = re.findall(r"--editable '\.\[(.*?)\]'", (ROOT / "Makefile").read_text())
+    assert sorted(",".join(named).split(",")) == sorted(PROJECT["optional-dependencies"])
+    assert "make .venv/peers" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_versions_agree():
@@ -88,7 +99,7 @@ def test_all_public_names_exist_are_listed_once_and_say_what_they_do():
 
 
 def test_importing_the_package_leaves_heavy_parts_alone():
-    heavy = "('sympy', 'matplotlib', 'ipywidgets', 'scipy.optimize', 'typer', 'rich')"
+    heavy = "('sympy', 'matplotlib', 'ipywidgets', 'anywidget', 'scipy.optimize', 'typer', 'rich')"
     code = (
         f"import sys, kltutor; assert not [m for m in {heavy} if m in sys.modules], 'heavy'; kltutor.claims"
     )
