@@ -285,6 +285,7 @@ def test_a_contour_lies_where_the_divergence_has_one_value(page):
 def test_the_table_holds_every_fit(page):
     page.set(KLFit().state)
     page.page.get_by_text("The numbers as a table").click()
+    page.page.locator(".kl-table tbody tr").first.wait_for()
     cells = page.page.locator(".kl-table tbody tr").evaluate_all(
         "rows => rows.map(r => [...r.children].map(c => c.textContent))"
     )

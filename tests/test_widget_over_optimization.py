@@ -284,6 +284,7 @@ def test_the_axis_and_the_slip_are_chosen_by_keys(fresh):
 
 def test_the_table_holds_what_the_picture_shows(fresh):
     fresh.page.get_by_text("The numbers as a table").click()
+    fresh.page.locator(".kl-table tbody tr").first.wait_for()
     cells = fresh.page.locator(".kl-table tbody tr").evaluate_all(
         "rows => rows.map(r => [...r.children].map(c => c.textContent))"
     )

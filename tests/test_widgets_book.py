@@ -86,7 +86,7 @@ def test_it_mounts_when_scrolled_into_view_and_not_before(visit, stem, name):
     place.scroll_into_view_if_needed()
     place.locator(".kl-root").wait_for(timeout=20_000)
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    figure = page.locator(".tag_widget-figure").first
+    figure = place.locator("xpath=following::*[contains(@class, 'tag_widget-figure')]").first
     assert not figure.is_visible()
     page.emulate_media(media="print")
     assert figure.is_visible()

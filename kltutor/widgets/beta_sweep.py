@@ -20,7 +20,7 @@ class BetaSweep(Widget):
         >>> w = BetaSweep(ref=[0.5, 0.5], reward=[1.0, 0.0], answers=["yes", "no"])
         >>> w.beta = 1.0
         >>> round(w.kl, 4), round(w.log_z, 4)
-        (0.1108, 0.6201)
+        (0.1109, 0.6201)
     """
 
     beta = Real(0.2, 1e-3, 1e3, help="reward per nat")
