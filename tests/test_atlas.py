@@ -81,6 +81,44 @@ def test_every_placement_has_the_gradient_it_is_known_for(placement):
     assert found.trace > 0
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS, ids="-".join)
+def test_the_mean_alone_is_the_mean_of_the_field(placement):
+    for policies in (POLICIES, triple(TWO, 3)):
+        mean = atlas.mean_field(placement, *policies, TWO)
+        torch.testing.assert_close(mean, atlas.field(placement, *policies, TWO).mean, rtol=1e-12, atol=1e-14)
+
+
+def test_the_mean_alone_leaves_out_what_is_never_drawn():
+    policy, ref, old = triple(TWO, 3)
+    with torch.no_grad():
+        old.logits[:, 0, 1] = -INF
+    for placement in (p for p in PLACEMENTS if p.samples == "stale"):
+        mean = atlas.mean_field(placement, policy, ref, old, TWO)
+        field = atlas.field(placement, policy, ref, old, TWO).mean
+        torch.testing.assert_close(mean, field, rtol=1e-12, atol=1e-14)
+
+
+def test_landmarks_are_summed_once_and_asked_many_times(monkeypatch):
+    calls = []
+    prefix_logps = exact.sums.prefix_logps
+    monkeypatch.setattr(exact.sums, "prefix_logps", lambda *a: calls.append(a) or prefix_logps(*a))
+    known = atlas.Landmarks(*POLICIES, TWO)
+    assert not calls
+    for name, gradient in known.gradients.items():
+        assert known.name_gradient(gradient) == slope_of(name)
+    kl = known.quantities["KL(π‖ref)"]
+    assert known.name_value(kl) == "KL(π‖ref)"
+    assert known.name_value(kl / known.length) == "per-token KL(π‖ref)"
+    spent = len(calls)
+    assert 0 < spent < 60
+    for _ in range(5):
+        assert known.name_gradient(2 * known.gradients["KL(ref‖π)"]) == "2·∇KL(ref‖π)"
+        assert known.name_value(-kl) == "-KL(π‖ref)"
+    assert len(calls) == spent
+    known_again = atlas.landmarks(*POLICIES, TWO)
+    assert all(torch.equal(known_again[name], known.gradients[name]) for name in known_again)
+
+
 def test_gradients_without_a_name_differ_but_where_a_ratio_held_fixed_undoes_staleness():
     means = {p: atlas.field(p, *POLICIES, TWO).mean for p, name in NAMES.items() if name is None}
     for one, other in itertools.combinations(means, 2):

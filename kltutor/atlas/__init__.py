@@ -5,17 +5,19 @@ sequence, on whose samples, and how stale samples are corrected. The true direct
 ∇KL(policy ‖ ref) of the sequence. Everything is a sum over all completions; nothing is sampled.
 """
 
-from kltutor.atlas.landmarks import landmarks, name_gradient, name_value
-from kltutor.atlas.placements import PLACEMENTS, Placement, angle, field, row_losses
+from kltutor.atlas.landmarks import Landmarks, landmarks, name_gradient, name_value
+from kltutor.atlas.placements import PLACEMENTS, Placement, angle, field, mean_field, row_losses
 from kltutor.atlas.readings import Reading, survey
 
 __all__ = [
     "PLACEMENTS",
+    "Landmarks",
     "Placement",
     "Reading",
     "angle",
     "field",
     "landmarks",
+    "mean_field",
     "name_gradient",
     "name_value",
     "row_losses",

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kltutor import exact
+from kltutor.exact.gradients import sampled_rows
 from kltutor.masking import masked_sum
 from kltutor.placement import Correction, Estimator, Level, importance_weight, kl_terms
 from kltutor.tasks import Policy, Task
@@ -108,6 +109,32 @@ def field(
         sampler=old if placement.samples == "stale" else None,
         given=given,
     )
+
+
+def mean_field(
+    placement: Placement, policy: nn.Module, ref: Policy, old: Policy, task: Task
+) -> Float[Tensor, " parameter"]:
+    """Return the mean of `field` alone, by one backward pass: no gradient of any single completion.
+
+    Example:
+        >>> import torch
+        >>> from kltutor import TabularPolicy, tasks
+        >>> task, seed = tasks.small(), torch.Generator().manual_seed(0)
+        >>> trio = [TabularPolicy.random(task, seed) for _ in range(3)]
+        >>> place = Placement("k3", "loss", "token", "stale")
+        >>> torch.allclose(mean_field(place, *trio, task), field(place, *trio, task).mean)
+        True
+    """
+    sampler = old if placement.samples == "stale" else None
+    ref_logp, old_logp = (exact.token_logps(p, task).detach().flatten(0, 1) for p in (ref, old))
+
+    def objective(moving: nn.Module) -> Float[Tensor, ""]:
+        rows, mask, weights = sampled_rows(moving, task, sampler, ())
+        undrawn = (weights == 0)[:, None]  # no part in the mean, and no nan from it
+        given = (ref_logp.masked_fill(undrawn, 0), old_logp.masked_fill(undrawn, 0))
+        return (weights * row_losses(placement, rows, mask, *given)).sum()
+
+    return exact.gradient(objective, policy)
 
 
 def angle(
