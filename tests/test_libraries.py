@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from kltutor import exact
 from kltutor import libraries as lib
-from kltutor.libraries import labs, terms
+from kltutor.libraries import terms
 
 RATIOS = torch.tensor(
     [[-50.0, -30.0, -15.0, -6.0, -4.0, -2.0, -0.5, 0.0, 0.7, 3.0, 5.0, 9.0, 12.0, 25.0, 45.0]]
@@ -81,7 +81,7 @@ def test_the_value_of_a_fresh_token(term):
 def test_the_slope_of_a_fresh_token_is_zero_exactly_where_a_clamp_acts(term):
     _, slope, life = FRESH[term]
     low, high = life or (-math.inf, math.inf)
-    got = lib.slope(term, RATIOS)[0]
+    got = lib.slope(term, RATIOS[0])
     for d, x in zip(RATIOS[0].tolist(), got.tolist(), strict=True):
         if not low < d < high:
             assert x == 0, d
@@ -91,15 +91,13 @@ def test_the_slope_of_a_fresh_token_is_zero_exactly_where_a_clamp_acts(term):
             assert x == pytest.approx(slope(d), rel=1e-6, abs=1e-12), d
 
 
-@pytest.mark.parametrize("term", terms.UNCLAMPED, ids=lambda f: f.__name__)
-def test_alive_finds_the_ends_of_the_gradient(term):
-    low, high = FRESH[term][2]
-    assert lib.alive(term) == pytest.approx((low, high), abs=1.5 * labs.STEP)
+@pytest.mark.parametrize("term", [f for f in OF_REF if FRESH[f][2]], ids=lambda f: f.__name__)
+def test_the_audit_finds_the_ends_of_the_gradient(term):
+    assert lib.verdict(term).profile.live == pytest.approx(FRESH[term][2], abs=1e-3)
 
 
-def test_alive_is_infinite_without_a_clamp_and_at_zero_a_gradient_may_vanish():
-    assert lib.alive(terms.k1) == lib.alive(terms.k2) == lib.alive(terms.k3) == (-math.inf, math.inf)
-    assert lib.slope(terms.k3, torch.zeros(1, 1)) == 0
+def test_at_zero_a_gradient_may_vanish_without_a_clamp():
+    assert lib.slope(terms.k3, torch.zeros(1)) == 0
 
 
 @pytest.mark.parametrize("term", EVERY, ids=lambda f: f.__name__)
@@ -184,7 +182,7 @@ def test_monitors_compare_new_with_old_and_only_one_has_the_sign_of_the_ratio():
 
 
 def test_float32_overflow_gives_nan_where_a_clamp_comes_after_the_exponential():
-    far = torch.tensor([[-100.0]])
+    far = torch.tensor([-100.0])
     assert lib.slope(terms.k3_capped, far).isnan()  # 0 times infinity
     assert lib.slope(terms.k3_times_ratio, far).isnan()
     assert lib.slope(terms.k3, far) == -math.inf
@@ -198,51 +196,36 @@ def test_float32_overflow_gives_nan_where_a_clamp_comes_after_the_exponential():
 def softmaxes(lab):
     """Next-token distributions of a lab of one action, straight from the logits; the policy's are leaves."""
     logits = lab.policy.logits.detach()[0, 0].clone().requires_grad_()
-    return logits, logits.softmax(-1), *(p.logits.detach()[0, 0].softmax(-1) for p in (lab.ref, lab.old))
+    return logits, logits.softmax(-1), lab.ref.logits.detach()[0, 0].softmax(-1)
 
 
-def order(lab):
-    """Which action each completion of a task of one token is."""
-    return lab.task.tokens[:, 0]
-
-
-@pytest.mark.parametrize("make", [lib.one_action, lib.far], ids=lambda f: f.__name__)
-def test_values_and_gradients_of_one_action_are_weighted_sums(make):
-    lab = make()
-    logits, pi, ref, old = softmaxes(lab)
-    a, ones = order(lab), torch.ones(len(order(lab)), 1, dtype=torch.bool)
+def test_values_and_gradients_of_one_action_are_weighted_sums():
+    lab = lib.far()
+    logits, pi, ref = softmaxes(lab)
+    a = lab.task.tokens[:, 0]  # which action each completion is
+    ones = torch.ones(len(a), 1, dtype=torch.bool)
     for term in EVERY:
-        for samples, drawn in (("fresh", pi.detach()), ("stale", old)):
-            column = [x.log()[a][:, None] for x in (pi, ref, drawn)]
-            value = term(column[0].detach(), *column[1:], ones)[:, 0]
-            expected = drawn[a] @ value
-            torch.testing.assert_close(lib.mean_value(term, lab, samples=samples), expected)
-            loss = drawn[a] @ term(*column, ones)[:, 0]
-            (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
-            torch.testing.assert_close(lib.mean_gradient(term, lab, samples=samples), slope)
-            cost = term(drawn.log()[a][:, None], column[1], column[2], ones)[:, 0].detach()
-            (pull,) = torch.autograd.grad(pi[a] @ cost, logits, retain_graph=True)
-            got = lib.mean_gradient(term, lab, placement="reward", samples=samples)
-            torch.testing.assert_close(got, pull)
+        now, then = (x.log()[a][:, None] for x in (pi, ref))
+        value = term(now, then, now.detach(), ones)[:, 0]
+        loss = pi[a].detach() @ value
+        torch.testing.assert_close(lib.mean_value(term, lab), loss.detach())
+        (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        torch.testing.assert_close(lib.mean_gradient(term, lab), slope)
+        cost = value.detach()
+        (pull,) = torch.autograd.grad(pi[a] @ cost, logits, retain_graph=True)
+        got = lib.mean_gradient(lib.in_reward(term), lab)
+        torch.testing.assert_close(got, pull)
 
 
-def test_a_reward_computed_at_rollout_time_pulls_towards_the_reference_and_away_from_nothing_else():
-    lab = lib.one_action()
-    logits, pi, ref, old = softmaxes(lab)
-    objective = (pi * (pi / ref).log()).sum() - (pi * (pi / old).log()).sum()
-    (expected,) = torch.autograd.grad(objective, logits)
-    got = lib.mean_gradient(terms.k1, lab, placement="reward", samples="stale")
-    torch.testing.assert_close(got, expected)
-
-
-def per_prefix(lab, divergence, reach):
+def per_prefix(lab, divergence):
     """Σ over prefixes of reach, held fixed, times a divergence of next-token distributions; its gradient."""
     probs = torch.tensor(lab.task.prompt_probs).double()[:, None]
+    reach = exact.prefix_reach(lab.policy, lab.task).detach()
 
     def total(policy):
         now = exact.prefix_logps(policy, lab.task)
         then = exact.prefix_logps(lab.ref, lab.task).detach()
-        return (probs * exact.prefix_reach(reach, lab.task).detach() * divergence(now, then)).sum()
+        return (probs * reach * divergence(now, then)).sum()
 
     return exact.gradient(total, lab.policy)
 
@@ -257,57 +240,92 @@ def forward(now, then):
 
 def test_gradients_of_completions():
     lab = lib.completions()
-    fresh, stale = (lambda term, s=s: lib.mean_gradient(term, lab, samples=s) for s in ("fresh", "stale"))
     whole = exact.gradient(lambda p: exact.kl(p, lab.ref, lab.task), lab.policy)
-    token, old_token = per_prefix(lab, reverse, lab.policy), per_prefix(lab, reverse, lab.old)
-    reward = lib.mean_gradient(terms.k1, lab, placement="reward")
-    torch.testing.assert_close(reward, whole)
-    torch.testing.assert_close(fresh(terms.k3), per_prefix(lab, forward, lab.policy))
+    token = per_prefix(lab, reverse)
+    torch.testing.assert_close(lib.mean_gradient(lib.in_reward(terms.k1), lab), whole)
+    torch.testing.assert_close(lib.mean_gradient(terms.k3, lab), per_prefix(lab, forward))
     for term in (terms.k2, terms.k3_times_ratio, terms.k3_with_score, terms.k1_times_ratio):
-        torch.testing.assert_close(fresh(term), token)
+        torch.testing.assert_close(lib.mean_gradient(term, lab), token)
     assert (token - whole).norm() > 0.1 * whole.norm()  # per token is not per completion
-    for term in (terms.k3_times_ratio, terms.k3_pulled_by_weighted_k2, terms.k3_with_sampler_ratio):
-        torch.testing.assert_close(stale(term), old_token)
-    assert (stale(terms.k3_with_score) - old_token).norm() > 1e-3 * old_token.norm()
-    assert fresh(terms.k3_times_mean_ratio).sub(token).norm() > 1e-2 * token.norm()
-    torch.testing.assert_close(
-        stale(terms.k1), -exact.gradient(lambda p: exact.kl(lab.old, p, lab.task), lab.policy)
-    )
-    assert fresh(terms.k1).norm() < 1e-12
+    assert lib.mean_gradient(terms.k3_times_mean_ratio, lab).sub(token).norm() > 1e-2 * token.norm()
+    assert lib.mean_gradient(terms.k1, lab).norm() < 1e-12
 
 
 def test_values_of_completions_sum_over_tokens():
     lab = lib.completions()
     distance = exact.kl(lab.policy, lab.ref, lab.task)
-    moved = exact.kl(lab.old, lab.policy, lab.task)
     for term in (terms.k1, terms.k3, terms.k3_times_ratio):
         torch.testing.assert_close(lib.mean_value(term, lab), distance.detach())
-    for term, sign in ((terms.old_k1, 1), (terms.old_k3, 1), (terms.old_k1_reversed, -1)):
-        torch.testing.assert_close(lib.mean_value(term, lab, samples="stale"), sign * moved.detach())
-    assert moved > 1e-4
 
 
-def test_the_policy_of_a_lab_is_one_step_of_the_reward_past_old():
-    for lab in (lib.one_action(), lib.completions()):
-        step = lab.policy.logits - lab.old.logits
+def test_a_cost_in_the_reward_is_answered_for_by_the_tokens_before_it():
+    lab = lib.completions()
+    logp, ref_logp = (exact.token_logps(p, lab.task).detach() for p in (lab.policy, lab.ref))
+    mask = lab.task.mask
+    for term in (terms.k2, terms.absolute, terms.k3_clamped):
+        cost = torch.stack([term(a, b, a, mask) for a, b in zip(logp, ref_logp, strict=True)]).masked_fill(
+            ~mask, 0
+        )
 
-        def reward(p, lab=lab):
-            return exact.expectation(lab.task.reward, exact.seq_logp(p, lab.task), lab.task)
+        def objective(policy, cost=cost):
+            score = exact.token_logps(policy, lab.task)
+            before = score.cumsum(-1)  # a cost at t meets the score of all tokens up to t
+            value = (cost * before).sum(-1)
+            weights = logp.sum(-1).exp() * torch.tensor(lab.task.prompt_probs).double()[:, None]
+            return (weights * value).sum()
 
-        torch.testing.assert_close(step.flatten(), exact.gradient(reward, lab.old))
-        assert reward(lab.policy) > reward(lab.old) + 1e-3
+        got = lib.mean_gradient(lib.in_reward(term), lab)
+        torch.testing.assert_close(got, exact.gradient(objective, lab.policy))
 
 
-def test_no_clamp_acts_in_the_near_labs_and_both_sides_act_in_the_far_one():
-    for lab in (lib.one_action(), lib.completions()):
-        ratio = (exact.token_logps(lab.policy, lab.task) - exact.token_logps(lab.ref, lab.task)).abs().max()
-        assert ratio < 2.6
+def test_verdicts_tell_one_action_from_completions_and_the_reward_from_the_loss():
+    expected = {
+        (terms.k1, "loss", "token"): ("KL(π‖ref)", "0"),
+        (terms.k1, "reward", "token"): ("KL(π‖ref)", "∇KL(π‖ref)"),
+        (terms.k1, "reward", "action"): ("KL(π‖ref)", "∇KL(π‖ref)"),
+        (terms.k2, "loss", "token"): ("½E[log²(π/ref)] per token", "∇KL(π‖ref) per token"),
+        (terms.k2, "loss", "action"): ("½E[log²(π/ref)]", "∇KL(π‖ref)"),
+        (terms.k3, "loss", "action"): ("KL(π‖ref)", "∇KL(ref‖π)"),
+        (terms.k3, "reward", "action"): ("KL(π‖ref)", "∇(KL(π‖ref) - KL(ref‖π))"),
+        (terms.k3_times_mean_ratio, "loss", "action"): ("KL(π‖ref)", "∇KL(π‖ref)"),
+    }
+    for (term, placement, level), (value, gradient) in expected.items():
+        found = lib.verdict(term, placement, level)
+        assert found.name == term.__name__
+        assert found.gradient == gradient
+        if placement == "loss":
+            assert found.value == value
+    assert lib.verdict(terms.k3, "reward").gradient.startswith("none of the known")
+    assert lib.verdict(terms.k3_times_ratio, "loss", "action").stale_gradient == "∇KL(π‖ref)"
+    assert lib.verdict(terms.k3) is lib.verdict(terms.k3)  # asked for once
+
+
+def test_a_cost_of_stale_samples_meets_the_ratio_of_its_token():
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    logp = STALE[0].clone().requires_grad_()
+    loss = lib.in_reward(terms.k1)(logp, STALE[1], THEN, mask)
+    cost = (THEN - STALE[1]).flip(-1).cumsum(-1).flip(-1)
+    torch.testing.assert_close(loss.detach(), (STALE[0] - THEN).exp() * cost)
+    (slope,) = torch.autograd.grad(loss.sum(), logp)
+    torch.testing.assert_close(slope, (STALE[0] - THEN).exp() * cost)
+    gaps = torch.tensor([[True, False, True]])
+    held = lib.in_reward(terms.k1)(logp, STALE[1], THEN, gaps)
+    assert held[0, 1] == 0
+    tail = (THEN - STALE[1])[0, 2]
+    assert held[0, 0].item() == pytest.approx(
+        ((STALE[0] - THEN)[0, 0].exp() * (cost[0, 0] - cost[0, 1] + tail)).item()
+    )
+
+
+def test_no_clamp_acts_in_the_near_lab_and_both_sides_act_in_the_far_one():
+    lab = lib.completions()
+    ratio = (exact.token_logps(lab.policy, lab.task) - exact.token_logps(lab.ref, lab.task)).abs().max()
+    assert ratio < 2.6
     lab = lib.far()
     ratio = (exact.seq_logp(lab.policy, lab.task) - exact.seq_logp(lab.ref, lab.task)).flatten()
     assert ratio.min() < -20
     assert ratio.max() > CAP_HIGH
     assert ((ratio > -20) & (ratio < CAP_LOW)).any()
-    assert lab.old is lab.policy
 
 
 def test_a_clamp_hides_the_missing_mass_and_lets_go_of_the_tokens_that_moved_most():
