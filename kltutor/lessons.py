@@ -137,7 +137,7 @@ class Course:
                 for name, value in shown.items():
                     seen[name].append(value)
         means = {name: sum(values) / len(values) for name, values in seen.items()}
-        sampled = rollout_metrics(rollout)
+        sampled = rollout_metrics(run, beta, rollout)
         kl = sampled["kl" if self._whole else "kl_token"]
         if before is not None:
             apart = full_vocab_kl(before.logps, (yield look_again).logps)

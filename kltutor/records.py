@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kltutor import exact
 from kltutor.algorithms import Comparison, shaped_rewards
+from kltutor.estimators import k3
 from kltutor.masking import masked_sum, reduce
 from kltutor.optimum import optimal_policy
 from kltutor.placement import gae
@@ -77,6 +78,9 @@ QUANTITIES = {
     "kl_to_optimum": ("KL(π ‖ π*)", "nats per sequence"),
     "kl": ("KL(π ‖ ref)", "nats per sequence"),
     "kl_token": ("KL(π ‖ ref) / E[length]", "nats per token"),
+    "kl_sd": ("sum of k1, standard deviation", "nats per sequence"),
+    "k3": ("sum of k3 of the tokens", "nats per sequence"),
+    "penalty": ("what the KL adds to the reward", "reward units"),
     "gold": ("E[gold reward]", "reward units"),
     "proxy": ("E[proxy reward]", "reward units"),
     "objective": ("J = E[reward] − beta · KL", "reward units"),
@@ -117,16 +121,27 @@ def measure(run: Run, world: World, policy: Policy, beta: float) -> Exact:
 
 
 @torch.no_grad()
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+def rollout_metrics(run: Run, beta: float, rollout: Rollout) -> dict[str, float]:
     """Return what a batch says before it is learnt from.
 
-    ``kl`` is the mean over completions of the sum of k1, nats per sequence, ``kl_token`` the mean of k1 over
-    tokens; ``reward`` the mean score before any KL, ``length`` in tokens, ``entropy`` in nats per sequence.
+    ``kl`` is the mean over completions of the sum of k1, nats per sequence, and ``kl_sd`` the standard
+    deviation of that sum; ``kl_token`` the mean of k1 over tokens; ``k3`` the mean of the sum of the tokens'
+    k3. ``penalty`` is what the KL really added to the reward of a completion, where it is placed there:
+    -beta·kl with k1. ``reward`` is the mean score before any KL, ``length`` in tokens, ``entropy`` in nats
+    per sequence.
     """
     log_ratio = rollout.logp - rollout.ref_logp
-    return {
-        "kl": reduce(log_ratio, rollout.mask, "sequence_sum").item(),
+    sums = masked_sum(log_ratio, rollout.mask)
+    found = {
+        "kl": sums.mean().item(),
         "kl_token": reduce(log_ratio, rollout.mask, "token_mean").item(),
+        "kl_sd": sums.std(correction=0).item(),
+        "k3": reduce(k3(rollout.logp, rollout.ref_logp), rollout.mask, "sequence_sum").item(),
+    }
+    if run.kl_placement == "reward":
+        returns = masked_sum(shaped_rewards(run, beta, rollout), rollout.mask)
+        found["penalty"] = (returns - rollout.scores).mean().item()
+    return found | {
         "reward": rollout.scores.mean().item(),
         "reward_sd": rollout.scores.std(correction=0).item(),
         "length": rollout.mask.sum(-1).double().mean().item(),
