@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kltutor import exact, tasks
 from kltutor.bugs import Code, bug
+from kltutor.bugs.curves import Plot
 from kltutor.estimators import k2, k3
 from kltutor.tasks import TabularPolicy
 
@@ -32,10 +33,10 @@ def _bandit(probs: Float[Tensor, " arm"]) -> TabularPolicy:
     return TabularPolicy(tasks.bandit(), probs.log()[None, None])
 
 
-def _pair() -> tuple[TabularPolicy, TabularPolicy]:
+def _pair(lost: float = LOST) -> tuple[TabularPolicy, TabularPolicy]:
     """Return a policy that has all but lost the last arm, and the reference, which has not."""
     ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    left = ref[2] * torch.tensor(-LOST, dtype=torch.float64).exp()
+    left = ref[2] * torch.tensor(-lost, dtype=torch.float64).exp()
     return _bandit(torch.stack([0.6 * (1 - left), 0.4 * (1 - left), left])), _bandit(ref)
 
 
@@ -73,36 +74,8 @@ def _half() -> dict[str, float]:
     }
 
 
-@bug(
-    "BUG-10",
-    title="The log-ratio is clamped inside the exponential of k3 only.",
-    symptom="Beyond the clamp the loss pushes the policy further away, with a slope of +1 per nat.",
-    cure="Take the clamp out, and let a run stop when k3 overflows; or use k2 as the loss, or k1 in "
-    "the reward.",
-    quantity="mean gradient in the logit of the lost action, nats per logit",
-    broken=half_clamped_k3,
-    cured=k3,
-    truth=_true_pull,
-    also=_half,
-    thread="huggingface/trl#3015",
-)
-@bug(
-    "BUG-08",
-    title="The log-ratio in k3 is clamped against overflow.",
-    symptom="Beyond the clamp the gradient is 0 nats per logit: the anchor lets go of the actions that are "
-    "furthest from the reference.",
-    cure="Take the clamp out, and let a run stop when k3 overflows. k2 as the loss, or k1 in the reward, has "
-    "no exponential; both follow the KL of the other direction.",
-    quantity="mean gradient in the logit of the lost action, nats per logit",
-    broken=clamped_k3,
-    cured=k3,
-    truth=_true_pull,
-    also=_slopes,
-    thread="OpenRLHF/OpenRLHF#1160",
-)
-def pull_on_lost_action(code: Code) -> float:
-    """Return the mean gradient of the loss in the logit of an action that the policy has all but lost."""
-    policy, ref = _pair()
+def _pull_on_lost_action(code: Code, lost: float) -> float:
+    policy, ref = _pair(lost)
 
     def loss(
         logp: Float[Tensor, "row time"], mask: Bool[Tensor, "row time"], ref_logp: Float[Tensor, "row time"]
@@ -112,3 +85,64 @@ def pull_on_lost_action(code: Code) -> float:
 
     given = exact.token_logps(ref, tasks.bandit())[0].detach()
     return exact.expected_gradient(loss, policy, tasks.bandit(), given=[given]).mean[2].item()
+
+
+def _losses() -> list[float]:
+    return [0.5, 1, 2, 3, 4, 6, 8, 9.9, 10.1, 11, 12, 14]
+
+
+@bug(
+    "BUG-10",
+    title="The log-ratio is clamped inside the exponential of k3 only.",
+    symptom="Beyond the clamp the loss pushes the policy further away, with a slope of +1 per nat.",
+    why="Beyond the clamp the exponential is a constant. Only `-delta` has a slope left, and by it "
+    "the loss falls as the token becomes rarer. Far enough out the value is negative.",
+    cure="Take the clamp out, and let a run stop when k3 overflows; or use k2 as the loss, or k1 in "
+    "the reward.",
+    quantity="mean gradient in the logit of the lost action, nats per logit",
+    broken=half_clamped_k3,
+    cured=k3,
+    truth=_true_pull,
+    line="return delta.clamp(max=10).exp() - delta - 1",
+    finding="Beyond 10 nats the slope has the other sign",
+    plot=Plot(
+        x="log ref − log policy of a token [nats]",
+        y="slope of its loss [nats per nat]",
+        points=_losses,
+        at=lambda code: [_at(code, lost)[1] for lost in _losses()],
+        y_scale="symlog",
+    ),
+    also=_half,
+    thread="huggingface/trl#3015",
+    inputs=("logp", "ref_logp"),
+    returns="token",
+)
+@bug(
+    "BUG-08",
+    title="The log-ratio in k3 is clamped against overflow.",
+    symptom="Beyond the clamp the gradient is 0 nats per logit: the anchor lets go of the actions that are "
+    "furthest from the reference.",
+    why="A clamp passes no gradient where it acts. This one acts on tokens whose probability has "
+    "fallen by e^10 or more, and those are the ones that need a pull.",
+    cure="Take the clamp out, and let a run stop when k3 overflows. k2 as the loss, or k1 in the reward, has "
+    "no exponential; both follow the KL of the other direction.",
+    quantity="mean gradient in the logit of the lost action, nats per logit",
+    broken=clamped_k3,
+    cured=k3,
+    truth=_true_pull,
+    line="delta = (ref_logp - logp).clamp(max=10)",
+    finding="Beyond 10 nats nothing pulls back",
+    plot=Plot(
+        x="nats that the action has lost",
+        y="mean pull on its logit [nats per logit]",
+        points=_losses,
+        at=lambda code: [_pull_on_lost_action(code, lost) for lost in _losses()],
+    ),
+    also=_slopes,
+    thread="OpenRLHF/OpenRLHF#1160",
+    inputs=("logp", "ref_logp"),
+    returns="token",
+)
+def pull_on_lost_action(code: Code) -> float:
+    """Return the mean gradient of the loss in the logit of an action that the policy has all but lost."""
+    return _pull_on_lost_action(code, LOST)
