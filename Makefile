@@ -1,6 +1,8 @@
 # make book    build the book and print where it is      make test       everything CI runs
 # make lab     JupyterLab on the book                    make check      the fast part of the tests
 # make notebooks  re-execute and normalise all notebooks in place
+# make cheatsheet  print the cheat sheet of a built book as a PDF (needs Chromium)
+# make runs    repeat the runs behind the tables in book/_data
 # make bench   time the package beside TRL, and beside the limits of the machine
 # make .venv/peers  install TRL and Ray, so that make test compares with them too; CI does
 #
@@ -17,10 +19,11 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book test check lab notebooks bench strict clean
+.PHONY: book cheatsheet test check lab notebooks runs bench strict clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book --all
+	@if command -v chromium >/dev/null; then $(BIN)/python book/cheatsheet.py $(HTML); else echo "No chromium: no PDF of the cheat sheet"; fi
 	@echo "Open $(CURDIR)/$(HTML)/index.html"
 
 test: .venv/installed strict
@@ -46,6 +49,12 @@ lab: .venv/installed
 
 notebooks: .venv/installed
 	$(BIN)/python book/notebooks.py
+
+cheatsheet: .venv/installed
+	$(BIN)/python book/cheatsheet.py $(HTML)
+
+runs: .venv/installed
+	$(BIN)/python -m runs.diagnosis
 
 # BENCH="--threads 2 --json speed.json grpo" are options and names for it.
 bench: .venv/peers

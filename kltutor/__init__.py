@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 install_import_hook("kltutor", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from kltutor import atlas, exact, tasks
+from kltutor.audit import Verdict, check
 from kltutor.controllers import PIDBeta, PPOPenaltyBeta, UnreachableTargetWarning, ZieglerBeta
 from kltutor.divergences import alpha_divergence, chi2, gaussian_kl, hellinger2, jeffreys, js, kl, tv
 from kltutor.estimators import control_variate, full_vocab_kl, k1, k2, k3
@@ -72,6 +73,7 @@ __all__ = [
     "TinyGPT",
     "UnreachableTargetWarning",
     "ValueHead",
+    "Verdict",
     "ZieglerBeta",
     "all_pairs",
     "alpha_divergence",
@@ -81,6 +83,7 @@ __all__ = [
     "best_of_n_kl_bound",
     "bradley_terry",
     "bugs",
+    "check",
     "chi2",
     "claims",
     "completion_logps",
@@ -106,12 +109,14 @@ __all__ = [
     "hellinger2",
     "implicit_reward",
     "importance_weight",
+    "interview",
     "ipo_loss",
     "jeffreys",
     "js",
     "k1",
     "k2",
     "k3",
+    "katas",
     "kl",
     "kl_in_reward",
     "kl_loss",
@@ -143,6 +148,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """Load the parts that need sympy, matplotlib or anywidget when they are first asked for."""
-    if name in ("bugs", "claims", "derivations", "figures", "widgets"):
+    if name in ("bugs", "claims", "derivations", "figures", "interview", "katas", "widgets"):
         return import_module(f"kltutor.{name}")
     raise AttributeError(f"module 'kltutor' has no attribute {name!r}")

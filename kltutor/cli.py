@@ -1,4 +1,4 @@
-"""The command `kltutor`: train policies, sweep, plot, check the claims of the book."""
+"""The command `kltutor`: train policies, sweep, plot, audit a KL, read a log, check the book's claims."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kltutor import session, sweep_session
+from kltutor import diagnosis_session, quiz_session, session, sweep_session
+from kltutor.audit.command import check
 from kltutor.flags import OneLine, plain_errors
+from kltutor.katas.command import kata
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 160  # characters of a statement that the table shows
 
 app = typer.Typer(
-    help="KL regularisation in RLHF: train policies, sweep, plot, check the claims of the book.",
+    help="KL regularisation in RLHF: train policies, sweep, plot, audit a KL, read a log, verify the book.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +46,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """KL regularisation in RLHF: train policies, sweep, plot, check the claims of the book."""
+    """KL regularisation in RLHF: train policies, sweep, plot, audit a KL, read a log, verify the book."""
 
 
 @app.command()
@@ -82,6 +84,11 @@ def verify(
 
 app.command(cls=OneLine)(session.train)
 app.command(cls=OneLine)(sweep_session.sweep)
+app.command(cls=OneLine)(check)
+app.command(cls=OneLine)(diagnosis_session.diagnose)
+app.add_typer(kata, name="kata")
+app.command(cls=OneLine)(quiz_session.quiz)
+app.command(cls=OneLine)(quiz_session.anki)
 
 
 @app.command(cls=OneLine)
