@@ -10,10 +10,10 @@ from kltutor.run import Run
 from kltutor.world import World
 
 EVERYWHERE = ("small", *TASKS)
-DEAD = 100.0  # standard deviation of the logits of a reference without entropy
+DEAD = 40.0  # standard deviation of the logits of a reference without entropy
 AWAY = 2.2  # times the entropy of the reference: where the optimum of a runaway is at least
 PAID = 1.25  # times the length it had: a healthy proxy makes phrases no longer, or shorter, than that
-BUDGET = 0.7  # of the KL at which the gold reward peaks, where a proxy is trained on
+BUDGET = 0.7  # of the KL at which the gold reward is highest
 
 
 @scene("healthy")
@@ -43,8 +43,8 @@ def healthy(seed: int, cured: bool) -> Produced:
 def collapse(seed: int, cured: bool) -> Produced:
     """Train with a beta from 20 to 200, or from a reference that says one thing; the policy stays there.
 
-    Cures: the beta at which the optimum is 0.5 to 1.5 nats away, or a controller that aims there; for the
-    reference without entropy one that has it.
+    Cures: the beta at which the optimum is 0.5 to 1.5 nats away (less where the best completions are nearer),
+    or a controller that aims there; for the reference without entropy one that has it.
     """
     draw = dice("collapse", seed)
     how, place, target = practice(draw), draw.choice(EVERYWHERE), draw.uniform(0.5, 1.5)
@@ -58,6 +58,8 @@ def collapse(seed: int, cured: bool) -> Produced:
     world = world_of(place, seed)
     if not cured:
         return play(_run(place, seed, how, beta=too_large), world, route="beta too large")
+    farthest = along(world, world.task.reward, (0.01,)).kl.item()
+    target = min(target, BUDGET * farthest)  # where the best completions are near, so is the target
     return cure_by_target(_run(place, seed, how, beta=too_large), world, target, draw)
 
 
