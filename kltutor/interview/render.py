@@ -104,8 +104,8 @@ def mathjax(text: str) -> str:
     r"""Return a text as HTML with its formulas between \( \) or \[ \] and without macros, as Anki wants them.
 
     Example:
-        >>> print(mathjax(r"If $p < q$, `log(p)` and $\E$."))
-        <p>If \(p &lt; q\), <code>log(p)</code> and \(\mathbb{E}\).</p>
+        >>> print(mathjax("If `p` < 1"))
+        <p>If <code>p</code> &lt; 1</p>
     """
 
     def written(match: re.Match[str]) -> str:
