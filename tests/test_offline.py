@@ -2,57 +2,45 @@
 
 import os
 import re
-import shutil
 import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+from widget_page import listen, violations
 
 pytestmark = pytest.mark.book
 
 HTML = Path(os.environ.get("KLTUTOR_BOOK", Path(__file__).parents[1] / "book" / "_build" / "html"))
 PAGES = sorted(HTML.glob("*.html"))
 BOOK = Path(__file__).parents[1] / "book"
-CHAPTERS = [f"{path.stem}.html" for path in sorted(BOOK.glob("0*.ipynb"))]
+CHAPTERS = [f"{path.stem}.html" for path in sorted(BOOK.glob("0[0-8]_*.ipynb"))]
+INTERVIEW = [f"{path.stem}.html" for path in sorted(BOOK.glob("interview_*.ipynb"))]  # text alone, no figures
 LEDGER = [f"{path.stem}.html" for path in sorted(BOOK.glob("claims_*.ipynb"))]
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
+# The words of a page but for what stands in some elements.
+WORDS = """without => {
+  const copy = document.querySelector("article, main, body").cloneNode(true);
+  copy.querySelectorAll(without).forEach(element => element.remove());
+  document.body.append(copy);
+  const words = copy.innerText;
+  copy.remove();
+  return words;
+}"""
 # Where a page loads something from, as opposed to where a link leads.
 LOADS = re.compile(r"""<(?:(?:script|img|iframe|source)[^>]+src|link[^>]+href)=["'](?:https?:)?//""")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path, "install chromium: the offline promise can only be checked in a browser"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
-def visit(request, browser):
+def visit(request, chromium):
     """Open pages of the book, and fail on any request that leaves the disk or any script error."""
     width, height, scheme = request.param
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, offline=True, color_scheme=scheme
+    context = chromium.new_context(
+        viewport={"width": width, "height": height},
+        offline=True,
+        color_scheme=scheme,
+        reduced_motion="reduce",
     )
     page = context.new_page()
-    left, errors = [], []
-    local = ("file:", "data:", "blob:")
-    page.on(
-        "request", lambda request: left.append(request.url) if not request.url.startswith(local) else None
-    )
-    page.on("pageerror", lambda error: errors.append(str(error)))
+    heard = listen(page)
 
     def go(name):
         file, _, query = name.partition("?")
@@ -65,13 +53,15 @@ def visit(request, browser):
         return page
 
     yield go
-    assert left == []
-    assert errors == []
+    own = "theme mode"  # in the theme's word about its switch
+    assert [words for words in heard if own not in words] == []
     context.close()
 
 
 def test_the_book_is_there():
-    assert {"index.html", "intro.html", "claims.html", "api.html", *CHAPTERS} <= {p.name for p in PAGES}
+    assert {"index.html", "intro.html", "claims.html", "api.html", *CHAPTERS} <= {
+        p.name for p in PAGES
+    }
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -82,16 +72,22 @@ def test_no_page_names_a_place_to_load_from(path):
 
 
 @pytest.mark.parametrize("name", [path.name for path in PAGES])
-def test_formulas_are_set_and_nothing_is_wider_than_the_screen(visit, name):
+def test_formulas_are_set_nothing_is_wider_than_the_screen_and_axe_finds_nothing_serious(visit, name):
     page = visit(name)
+    for place in page.locator(".kl-widget").all():
+        place.scroll_into_view_if_needed()
+        place.locator(".kl-root").wait_for(timeout=20_000)
     assert page.evaluate("document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
-    text = page.evaluate("document.querySelector('article, main, body').innerText")
+    examples = "pre, code" if name == "api.html" else "script"  # those of the package show TeX
+    text = page.evaluate(WORDS, examples)
     assert not re.search(r"\\[()\[\]]|\\(frac|text|operatorname|mathrm|pol|refp|KL)\b", text)
     formulas = page.locator(".math")
     assert formulas.count() == page.locator(".math:has(mjx-container)").count()
-    if name in (*CHAPTERS, *LEDGER, "claims.html"):
+    if name in (*CHAPTERS, *LEDGER, *INTERVIEW, "claims.html"):
         assert page.evaluate("document.querySelectorAll('mjx-container').length") > 20
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    if name != "index.html":
+        assert violations(page) == []
 
 
 def test_search_finds_a_word_of_a_chapter(visit):

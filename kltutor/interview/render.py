@@ -1,6 +1,6 @@
 r"""The bank's text in three forms: for a terminal, for MathJax without macros, and for pages that have them.
 
-The bank writes formulas between $ or $$, with the macros of the book, such as \KL{p}{q}; code stands between
+The bank writes formulas between $ or $$, with the macros of the book, such as `\KL{p}{q}`; code stands between
 backticks, and a new line starts a paragraph. A page of the book takes that as it is.
 """
 
@@ -104,8 +104,8 @@ def mathjax(text: str) -> str:
     r"""Return a text as HTML with its formulas between \( \) or \[ \] and without macros, as Anki wants them.
 
     Example:
-        >>> print(mathjax("If `p` < 1"))
-        <p>If <code>p</code> &lt; 1</p>
+        >>> print(mathjax(r"If $p < q$, `log(p)` and $\E$."))
+        <p>If \(p &lt; q\), <code>log(p)</code> and \(\mathbb{E}\).</p>
     """
 
     def written(match: re.Match[str]) -> str:
