@@ -1,6 +1,7 @@
 """The package as a thing one installs: its dependencies, its layers, its pins, its wheel."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -136,27 +137,30 @@ def test_the_readme_s_example_runs():
     assert "nats" in result.stdout
 
 
+def needed(name):
+    """Return the distributions that a distribution needs without extras, and those that these need."""
+    found = set()
+    for line in importlib.metadata.requires(name) or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found |= {canonicalize_name(requirement.name)} | needed(requirement.name)
+    return found
+
+
 @pytest.mark.slow
-def test_the_wheel_works_in_an_empty_environment(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT],
-        check=True,
-        capture_output=True,
-    )
+def test_the_wheel_works_beside_nothing_but_what_it_says_it_needs(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
-    install = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        ROOT / "constraints.txt",
-        "torch",
-        wheel,
-    ]
+    (packages,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+    # Linked instead of installed: the same files, a minute sooner.
+    for distribution in map(importlib.metadata.distribution, needed("kltutor")):
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(distribution.locate_file(top))
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True)
     where = subprocess.run(
         [python, "-c", "import kltutor; print(kltutor.__file__)"],
