@@ -119,17 +119,6 @@ def test_a_claim_names_a_section_in_which_the_chapter_states_it(path):
     assert not wrong
 
 
-def test_every_citation_has_an_entry_and_every_entry_is_cited():
-    bib = (BOOK / "references.bib").read_text(encoding="utf-8")
-    keys = re.findall(r"^@\w+\{([^,]+),", bib, re.MULTILINE)
-    text = "\n".join(prose(path) for path in [*NOTEBOOKS, *BOOK.glob("*.md")])
-    cited = {key.strip() for group in re.findall(r"\{cite[^}]*\}`([^`]+)`", text) for key in group.split(",")}
-    assert len(keys) == len(set(keys))
-    assert cited <= set(keys), sorted(cited - set(keys))
-    needed = cited | {key for claim in claims.all_claims() for key in claim.sources}
-    assert set(keys) == needed, sorted(set(keys) ^ needed)
-
-
 def test_the_bad_words_of_work_in_progress_are_nowhere():
     for path in [*NOTEBOOKS, *BOOK.glob("*.md")]:
         text = path.read_text(encoding="utf-8")
