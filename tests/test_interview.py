@@ -544,18 +544,6 @@ def test_numeric_questions_say_nothing_known_to_be_wrong():
             assert known_wrong.says(text) == [], text
 
 
-@pytest.mark.parametrize(
-    ("rows", "pattern", "example"), known_wrong.WRONG, ids=[rows for rows, _, _ in known_wrong.WRONG]
-)
-def test_each_pattern_finds_its_wrong_sentence(rows, pattern, example):
-    assert rows in known_wrong.says(example)
-
-
-def test_the_patterns_cover_every_wrong_row():
-    rows = {row for names, _, _ in known_wrong.WRONG for row in names.split()}
-    assert {f"m:W{n:02}" for n in range(1, 21)} | {f"f:W{n:02}" for n in range(1, 26)} <= rows
-
-
 def test_the_prose_is_plain():
     for entry in ENTRIES:
         for text in texts(entry):

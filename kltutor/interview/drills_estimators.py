@@ -48,7 +48,7 @@ def _forward(draw: Draw) -> Made:
         prompt=(
             f"The policy is ${row(p)}$, the reference ${row(q)}$. Which KL does $k_3$ as a loss descend on "
             f"samples of "
-            "the policy, for one action, and how large is it?"
+            "the policy, for one action, and how large is it, in nats?"
         ),
         inputs={"policy": p, "ref": q},
         answer=answer,
@@ -93,9 +93,8 @@ def _variance_ratio(draw: Draw) -> Made:
     first, third = (numbers.gauss(name, "variance", mu) for name in ("k1", "k3"))
     return Made(
         prompt=(
-            f"The policy is $N(0, 1)$, the reference $N({mu:g}, 1)$. How many times the variance of $k_1$ is "
-            f"that of "
-            "$k_3$?"
+            f"The policy is $N(0, 1)$, the reference $N({mu:g}, 1)$. What is the variance of $k_3$ divided "
+            "by that of $k_1$, for one draw of each?"
         ),
         inputs={"mu": mu},
         answer=third / first,

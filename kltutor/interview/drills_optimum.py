@@ -12,6 +12,9 @@ def _arms(draw: Draw) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     return ref, rewards, draw.choice((0.25, 0.4, 0.5, 0.8, 1.0, 1.25, 2.0))
 
 
+OBJECTIVE = r"$\E[r] - \beta \KL{\pol}{\refp}$"
+
+
 def _case(ref: tuple[float, ...], rewards: tuple[float, ...], beta: float) -> str:
     return f"Three answers, reference ${row(ref)}$, rewards ${row(rewards)}$, $\\beta = {beta:g}$."
 
@@ -22,7 +25,10 @@ def _best_answer(draw: Draw) -> Made:
     answer = numbers.tilt(ref, rewards, beta)[2]
     z = math.exp(numbers.log_z(ref, rewards, beta))
     return Made(
-        prompt=_case(ref, rewards, beta) + " Which probability has the last answer at the optimum?",
+        prompt=(
+            _case(ref, rewards, beta)
+            + f" What probability does the last answer have at the optimum of {OBJECTIVE}?"
+        ),
         inputs={"ref": ref, "rewards": rewards, "beta": beta},
         answer=answer,
         unit="",
@@ -51,9 +57,7 @@ def _value(draw: Draw) -> Made:
     policy = numbers.tilt(ref, rewards, beta)
     answer = beta * log_z
     return Made(
-        prompt=(
-            _case(ref, rewards, beta) + r" How large is the maximum of $\E[r] - \beta \KL{\pol}{\refp}$?"
-        ),
+        prompt=(_case(ref, rewards, beta) + f" How large is the maximum of {OBJECTIVE}?"),
         inputs={"ref": ref, "rewards": rewards, "beta": beta},
         answer=answer,
         unit="units of reward",
@@ -77,7 +81,10 @@ def _kl_spent(draw: Draw) -> Made:
     variance = numbers.dot(ref, [(r - mean) ** 2 for r in rewards])
     gain, log_z = numbers.dot(policy, rewards), numbers.log_z(ref, rewards, beta)
     return Made(
-        prompt=_case(ref, rewards, beta) + " How many nats from the reference is the optimum?",
+        prompt=(
+            _case(ref, rewards, beta)
+            + rf" Let $\pi^*$ be the optimum of {OBJECTIVE}. What is $\KL{{\pi^*}}{{\refp}}$, in nats?"
+        ),
         inputs={"ref": ref, "rewards": rewards, "beta": beta},
         answer=answer,
         unit="nats",
@@ -136,7 +143,7 @@ def _k3_rest(draw: Draw) -> Made:
     return Made(
         prompt=(
             f"Two answers, reference ${row(ref)}$, rewards ${row(rewards)}$. One trains on the reward with "
-            f"${beta:g}\\, k_3$ in the loss, on policy. Which probability has the worse answer at rest?"
+            f"${beta:g}\\, k_3$ in the loss, on policy. What probability does the worse answer have at rest?"
         ),
         inputs={"ref": ref, "beta": beta},
         answer=answer,
@@ -161,9 +168,8 @@ def _gaussian_price(draw: Draw) -> Made:
     answer = sd / math.sqrt(2 * budget)
     return Made(
         prompt=(
-            f"Under the reference the reward is normal with standard deviation ${sd:g}$. Which $\\beta$ puts "
-            f"the optimum "
-            f"${budget:g}$ nats from the reference?"
+            f"Under the reference the reward is normal with standard deviation ${sd:g}$. At which $\\beta$ "
+            f"does the optimum of {OBJECTIVE} have a KL of ${budget:g}$ nats from the reference?"
         ),
         inputs={"sd": sd, "budget": budget},
         answer=answer,
@@ -184,7 +190,10 @@ def _best_of_n(draw: Draw) -> Made:
     n = draw.choice((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32, 64, 100))
     answer = numbers.best_of_n_bound(n)
     return Made(
-        prompt=f"Best-of-{n} with a continuous reward: how many nats from the reference?",
+        prompt=(
+            f"The reward is continuous. What is $\\KL{{\\pi_n}}{{\\refp}}$, in nats, for the policy $\\pi_n$ "
+            f"of best-of-{n}?"
+        ),
         inputs={"n": n},
         answer=answer,
         unit="nats",
@@ -208,9 +217,8 @@ def _best_of_n_ties(draw: Draw) -> Made:
         prompt=(
             f"An answer of the reference is right with probability ${start:g}$, and right or wrong is all "
             f"the reward. "
-            f"Best-of-{n} keeps a right one if there is one. What is its KL from the reference, counting "
-            f"only right and "
-            "wrong, in nats?"
+            f"Best-of-{n} keeps a right one if there is one. What is $\\KL{{\\pi_n}}{{\\refp}}$ of that "
+            "policy $\\pi_n$, counting only right and wrong, in nats?"
         ),
         inputs={"start": start, "n": n},
         answer=answer,
@@ -221,7 +229,9 @@ def _best_of_n_ties(draw: Draw) -> Made:
             rf"the coin ${start:g}$ is ${tex(answer)}$, below $\log n - (n - 1)/n = "
             rf"{tex(numbers.best_of_n_bound(n))}$."
         ),
-        traps=(Trap(numbers.best_of_n_bound(n), "That is the bound for a reward without ties."),),
+        traps=(
+            Trap(numbers.best_of_n_bound(n), "That holds for a reward without ties; here it is a bound."),
+        ),
     )
 
 

@@ -121,9 +121,8 @@ def _ipo_margin(draw: Draw) -> Made:
     answer = (share - 0.5) / tau
     return Made(
         prompt=(
-            f"An answer wins a comparison with probability ${share:g}$. To which margin of log-ratios does "
-            f"IPO bring "
-            f"the pair at $\\tau = {tau:g}$, in nats?"
+            f"An answer wins a comparison with probability ${share:g}$. To which margin, its log-ratio less "
+            f"that of the other, does IPO bring the pair at $\\tau = {tau:g}$, in nats?"
         ),
         inputs={"tau": tau, "share": share},
         answer=answer,

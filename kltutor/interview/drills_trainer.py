@@ -22,7 +22,10 @@ def _group_advantage(draw: Draw) -> Made:
     answer = numbers.z_scores(scores)[0]
     mean = sum(scores) / size
     return Made(
-        prompt=f"A group has the scores ${row(scores)}$. What is the advantage of the first one in GRPO?",
+        prompt=(
+            f"A group has the scores ${row(scores)}$. What is the advantage of the first one in GRPO, with "
+            "the deviation of the group as a population and no epsilon?"
+        ),
         inputs={"scores": scores},
         answer=answer,
         unit="",
@@ -154,7 +157,10 @@ def _reduction(draw: Draw, asked: str) -> Made:
         "token_mean": f"$({sums[0]} + ({sums[1]}))/{len(rows[0]) + len(rows[1])}$",
     }[asked]
     return Made(
-        prompt=f"Two completions of the policy have the token log-ratios {shown}. {ASKED[asked]}",
+        prompt=(
+            rf"The tokens of two completions of the policy have $\log \pol - \log \refp$ of {shown}. "
+            f"{ASKED[asked]}"
+        ),
         inputs={"rows": rows},
         answer=answer,
         unit="nats",
@@ -252,9 +258,8 @@ def _prefix_ratio(draw: Draw) -> Made:
         prompt=(
             f"The tokens of a completion have the log-probabilities ${row(logp)}$ under the policy and "
             f"${row(old_logp)}$ under "
-            "the old policy that drew them. Which weight, from as few tokens as possible, makes the KL term "
-            "of the second "
-            "token unbiased?"
+            "the old policy that drew them. Which weight, from as few tokens as possible, makes the "
+            "log-ratio of the second token an unbiased term of the KL of the completion?"
         ),
         inputs={"logp": logp, "old_logp": old_logp},
         answer=answer,

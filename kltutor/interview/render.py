@@ -1,7 +1,7 @@
 r"""The bank's text in three forms: for a terminal, for MathJax without macros, and for pages that have them.
 
-The bank writes formulas between $ or $$, with the macros of the book, such as `\KL{p}{q}`; code stands between
-backticks, and a new line starts a paragraph. A page of the book takes that as it is.
+The bank writes formulas between $ or $$, with the macros of the book, such as `\KL{p}{q}`; code stands
+between backticks, and a new line starts a paragraph. A page of the book takes that as it is.
 """
 
 import html

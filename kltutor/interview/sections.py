@@ -55,4 +55,11 @@ SECTIONS = {  # of the labels that the bank and the numeric questions use; a tes
     "ch7-monitor": "7.4 Watching for over-optimisation",
     "ch7-table": "7.5 Every algorithm, one table",
     "ch7-bugs": "7.6 The debug checklist",
+    "ch8-collapse": "8.1 Collapse",
+    "ch8-runaway": "8.2 Runaway",
+    "ch8-overoptimisation": "8.3 Over-optimisation",
+    "ch8-length": "8.4 Length",
+    "ch8-reference": "8.5 The wrong reference",
+    "ch8-log": "8.6 Reading a log",
+    "ch8-check": "8.7 Checking a function",
 }
