@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from IPython.lib import pretty
 from typer.testing import CliRunner
 
 from kltutor import cli
@@ -270,8 +271,66 @@ def test_a_wrong_answer_that_nobody_knows_gets_the_smallest_counterexample():
 def test_the_auditor_names_a_kl_estimator_that_is_no_known_mistake():
     grade = get("k3").grade(lambda logp, ref_logp: torch.exp(logp - ref_logp))
     assert grade.misconception is None
-    assert grade.message.startswith("kltutor.check finds that its mean is 1 + χ²(π‖ref) per token, and its ")
+    says = "kltutor.check finds that on samples of the policy its mean is 1 + χ²(π‖ref) per token, and its "
+    assert grade.message.startswith(says)
     assert "is expected" in grade.message
+
+
+def test_the_auditor_is_asked_about_the_samples_that_a_kata_is_about():
+    def of_the_old(logp, old_logp, ref_logp, mask):  # fresh samples, on which ρ is 1, would hide the slip
+        p, o, q = (x.masked_fill(~mask, 0) for x in (logp, old_logp, ref_logp))
+        return (p - o).cumsum(-1).exp() * (torch.expm1(q - o) + o - q)
+
+    grade = get("rho_k3").grade(of_the_old)
+    assert grade.misconception is None
+    assert grade.message.startswith(
+        "Wrong (every outcome of one action): its value[0, 0] is 0.338; 0.9423 is"
+    )
+
+    message = get("rho_k3").grade(lambda *x: 2 * rho_k3(*x)).message
+    says = "kltutor.check finds that on samples of the old policy its mean is 2·KL(π‖ref), and its gradient "
+    assert message.startswith(says + "2·∇KL(π‖ref). Wrong")
+
+
+def test_the_auditor_is_not_quoted_where_it_finds_nothing_wrong():
+    grade = get("k3").grade(lambda p, q: torch.expm1(q - p) + (p - q).detach())
+    assert grade.message.startswith("Wrong (every outcome of one action): the values are right, but the grad")
+
+
+def test_a_small_number_added_and_a_smaller_type_are_suspected():
+    grade = get("k3").grade(lambda p, q: (q - p).float().expm1().double() + p - q)
+    assert "is expected, so close that it may be float32, or an epsilon." in grade.message
+    grade = get("k3").grade(lambda p, q: torch.expm1(q - p) + 1.01 * (p - q))
+    assert "so close" not in grade.message
+
+
+def test_a_clamp_at_20_nats_is_seen():
+    """So is a number fixed where an argument stands; both are met in libraries, and cost nothing nearby."""
+    grade = get("k3").grade(lambda p, q: torch.expm1((q - p).clamp(-20, 20)) + p - q)
+    assert "while log-ratios stay within [-20, ∞]" in grade.message
+
+    def fixed(beta, measured_kl, target_kl, n, horizon, clip):
+        return ziegler_update(beta, measured_kl, target_kl, n, horizon, 0.2)
+
+    assert get("ziegler_update").grade(fixed).misconception == "clip-of-0.2"
+    assert not get("ziegler_update").grade(lambda *x: max(ziegler_update(*x), 1e-3)).right
+
+
+def test_a_notebook_shows_a_grade_as_text_that_wraps():
+    inverted = get("k3").grade(lambda p, q: torch.expm1(p - q) - (p - q))
+    assert inverted._repr_html_() == (
+        f'<div class="kl-grade"><p><strong>Not yet.</strong> {inverted.message}</p></div>'
+    )
+    unknown = get("masked_mean").grade(lambda values, mask: values.masked_fill(~mask, 0).sum(-1) / 2)
+    said, block = unknown._repr_html_().split("<pre>")
+    assert said.endswith("-1.4 is expected.</p>")
+    assert block.splitlines()[0] == "values = [[-0.9, -0.5, -1.2, -0.3], [-1.5, -0.4, -0.7, -2]]"
+    right = get("last_action").grade(last_action)
+    assert right._repr_html_().startswith('<div class="kl-grade"><p><strong>Right:</strong> values agree in')
+    assert "a &lt; b" in Grade(False, None, "a < b")._repr_html_()
+    for grade, shown in ((unknown, "Not yet. Wrong (two rows"), (right, "Right: values agree in")):
+        assert pretty.pretty(grade).startswith(shown)
+        assert pretty.pretty(grade).endswith(grade.message)
 
 
 def test_a_mistake_is_named_even_where_a_trap_was_missed_too():

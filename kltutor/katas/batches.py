@@ -10,7 +10,8 @@ from torch import Tensor
 from kltutor import masking
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import MASK, completions, token_cases, wide
-from kltutor.katas.kata import Misconception, detached, multiplied, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import detached, multiplied, scaled
 
 
 def token_logps(
@@ -84,7 +85,7 @@ def _sequences(label: str, world: Any) -> Case:
 register(
     token_logps,
     level=1,
-    section="6.6 Token or sequence",
+    section="2.9 The negative-KL clinic",
     reference=_token_logps,
     differentiable=("logits",),
     cases=(
@@ -114,6 +115,18 @@ register(
             "The first logits are paired with the first token, which the model read before it predicted "
             "anything; drop the last logits and the first token, not the last of both.",
             lambda logits, tokens: masking.token_logps(logits[:, :-1], tokens[:, :-1]),
+        ),
+        Misconception(
+            "unshifted-and-first",
+            "Off by one: logits at t predict the token at t + 1. Nothing predicts the first token, so it has "
+            "no value: one less than there are tokens is asked for.",
+            lambda logits, tokens: logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0],
+        ),
+        Misconception(
+            "shifted-backwards",
+            "Shifted the wrong way: the logits at t are paired with the token at t - 1, which the model has "
+            "read; drop the last logits and the first token.",
+            lambda logits, tokens: masking.token_logps(logits[:, 1:], tokens[:, :-1]),
         ),
         Misconception(
             "raw-logits",

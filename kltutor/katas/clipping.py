@@ -9,7 +9,8 @@ from torch import Tensor
 from kltutor import masking, placement, policy_gradient
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import token_cases
-from kltutor.katas.kata import Misconception, detached, multiplied, register
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import detached, late, multiplied
 
 
 def ppo_clip_loss(
@@ -157,6 +158,17 @@ register(
             "mask-ignored",
             "Prompt and padding are in the mean: the mask is not used.",
             lambda p, o, a, m, e: _plain(p, o, a, e).mean(),
+        ),
+        Misconception(
+            "minimum-of-ratios",
+            "The smaller ratio is taken and then multiplied by A. Where A is below 0 that is the larger "
+            "product: take the smaller of ρ A and clip(ρ) A.",
+            lambda p, o, a, m, e: _of_tokens(
+                p, o, a, m, lambda ratio, a: torch.minimum(ratio, _clip(ratio, e)) * a
+            ),
+        ),
+        late(
+            lambda p, o, a, m, e: torch.where(m, _plain(p, o, a, e), 0).sum() / m.sum(),
         ),
         multiplied(
             lambda p, o, a, m, e: (_plain(p, o, a, e) * m).sum() / m.sum(),

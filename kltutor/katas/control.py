@@ -62,6 +62,7 @@ register(
         _case("on the target", 6.0),
         _case("another size", 0.021, beta=3.0, target_kl=0.02, n=256, horizon=2560.0, clip=1.0),
         _case("a large beta", 6.3, beta=1e6, n=64),
+        _case("a small beta and a wide clip", 60.0, beta=1e-6, clip=0.5),
     ),
     misconceptions=(
         Misconception(
@@ -96,6 +97,23 @@ register(
             lambda beta, kl, target, n, horizon, clip: (
                 beta * (1 + _clipped((kl - target) / kl, clip) * n / horizon)
             ),
+        ),
+        Misconception(
+            "ratio-for-error",
+            "The error is measured_kl/target_kl - 1. Without the -1 it is hardly ever below 0, and beta "
+            "grows on the target too.",
+            _wrong(lambda beta, e, gain, clip: beta * (1 + _clipped(e + 1, clip) * gain)),
+        ),
+        Misconception(
+            "quotient-inverted",
+            "The quotient is upside down: target/measured - 1 is below 0 where the KL is too large, so beta "
+            "falls to {got}; {right} is right.",
+            _wrong(lambda beta, e, gain, clip: beta * (1 + _clipped(1 / (1 + e) - 1, clip) * gain)),
+        ),
+        Misconception(
+            "clip-of-0.2",
+            "The clip is always 0.2; it is an argument.",
+            _wrong(lambda beta, e, gain, clip: beta * (1 + _clipped(e, 0.2) * gain)),
         ),
         Misconception(
             "without-gain",

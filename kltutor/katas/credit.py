@@ -7,7 +7,8 @@ from torch import Tensor
 from kltutor import masking, placement
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import token_cases, wide
-from kltutor.katas.kata import Misconception, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import scaled
 
 
 def gae(

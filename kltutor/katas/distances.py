@@ -10,7 +10,8 @@ from kltutor import estimators
 from kltutor.divergences import kl
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import ARMS, completions, wide
-from kltutor.katas.kata import Misconception, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import scaled
 
 
 def categorical_kls(
@@ -59,6 +60,18 @@ def _skipping_zeros(p: Tensor, q: Tensor) -> Tensor:
 
 def _naive(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
+
+
+def _epsilon(size: float) -> Misconception:
+    def near(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * ((p.exp() + size).log() - (q.exp() + size).log())).sum(-1)
+
+    return Misconception(
+        f"epsilon-{size:g}",
+        f"{size:g} is added inside the logarithms. That makes an infinite KL finite, and a large one "
+        f"smaller: no log-probability is below {math.log(size):.1f}. Leave out what has no mass instead.",
+        lambda logp, ref_logp: (near(logp, ref_logp), near(ref_logp, logp)),
+    )
 
 
 def _listed(world: str) -> dict[str, Tensor]:
@@ -138,6 +151,7 @@ register(
             "second has none the KL is inf.",
             lambda logp, ref_logp: (_skipping_zeros(logp, ref_logp), _skipping_zeros(ref_logp, logp)),
         ),
+        *map(_epsilon, (1e-8, 1e-10, 1e-12)),
         Misconception(
             "detached",
             "The values are right, but no gradient comes back: something detaches, or leaves torch.",

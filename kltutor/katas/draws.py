@@ -10,7 +10,8 @@ from kltutor import selection
 from kltutor.divergences import kl
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import listed, wide
-from kltutor.katas.kata import Misconception, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import scaled
 
 
 def best_of_n_kl(

@@ -56,7 +56,7 @@ def load(path: Path, name: str) -> Code:
         reason = (getattr(error, "msg", None) or str(error).strip() or "no message").splitlines()[0]
         where = line_of(error, path=path)
         raise ValueError(
-            f"{path.name} could not be imported: {where} raised {type(error).__name__}: {reason}."
+            f"{path.name} could not be imported: {where} raised {type(error).__name__}: {reason.rstrip('.')}."
         ) from error
     finally:
         sys.path.remove(str(path.parent))

@@ -7,7 +7,8 @@ from torch import Tensor
 from kltutor import policy_gradient
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import wide
-from kltutor.katas.kata import Misconception, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import scaled
 
 
 def group_advantages(
@@ -148,11 +149,11 @@ register(
         Misconception(
             "groups-in-a-row",
             "The groups are taken as if each stood together; here they are interleaved, so go by the "
-            "numbers in `group`.",
+            "numbers in group.",
             _blocks,
         ),
-        *map(_epsilon, ("1e-8", "1e-6", "1e-4")),
-        *map(_both_mistakes, ("1e-8", "1e-6", "1e-4")),
+        *map(_epsilon, ("1e-8", "1e-6", "1e-5", "1e-4")),
+        *map(_both_mistakes, ("1e-8", "1e-6", "1e-5", "1e-4")),
         Misconception(
             "zero-over-zero",
             "A group of equal scores has standard deviation 0, and 0/0 is nan; it is to give 0.",

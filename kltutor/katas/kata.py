@@ -1,5 +1,6 @@
 """What a kata is, and how an answer to it is graded."""
 
+import html
 import importlib
 import inspect
 import re
@@ -49,6 +50,18 @@ class Grade:
     def __str__(self) -> str:
         """Return the message."""
         return self.message
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the message in IPython, where the fields would be a line too long to read."""
+        printer.text(self.message if self.right else f"Not yet. {self.message}")
+
+    def _repr_html_(self) -> str:
+        """Return the message as a paragraph of a notebook, which wraps, and a counterexample as a block."""
+        said, *lines = html.escape(self.message).splitlines()
+        first = "Right:" if self.right else "Not yet."
+        block = f"<pre>{chr(10).join(line.strip() for line in lines)}</pre>" if lines else ""
+        rest = said.removeprefix("Right:").strip()
+        return f'<div class="kl-grade"><p><strong>{first}</strong> {rest}</p>{block}</div>'
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,17 +196,31 @@ class Kata:
         return None
 
     def _audited(self, fn: Code, outcomes: Sequence[Outcome]) -> str:
-        """Return what the auditor says of a KL estimator that is no known wrong answer."""
+        """Return what the auditor says of a KL estimator that is no known wrong answer.
+
+        Nothing where it says the same of the right answer.
+        """
         if self.audit is None or any(outcome.error for outcome in outcomes):
             return ""
+        found = self._measured(fn)
+        if not found or found[0].startswith("none") or found == self._measured(self.reference):
+            return ""
+        drawn = "the old policy" if "old_logp" in self.parameters else "the policy"
+        says = f"its mean is {found[0]}, and its gradient {found[1]}"
+        return f"kltutor.check finds that on samples of {drawn} {says}."
+
+    def _measured(self, fn: Code) -> tuple[str, str] | None:
+        """Return what the auditor finds in value and gradient, on the samples that the kata is about."""
+        if self.audit is None:
+            return None
         inputs, returns = self.audit
         try:
-            verdict = check(fn, inputs=inputs, returns=returns)
+            found = check(fn, inputs=inputs, returns=returns)
         except (ValueError, TypeError):
-            return ""
-        if verdict.value.startswith("none"):
-            return ""
-        return f"kltutor.check finds that its mean is {verdict.value}, and its gradient {verdict.gradient}."
+            return None
+        if "old_logp" in inputs:
+            return found.stale_value, found.stale_gradient
+        return found.value, found.gradient
 
 
 # The modules that hold katas, each of one subject.
@@ -209,6 +236,7 @@ SUBJECTS = (
     "preferences",
     "rewards",
     "samples",
+    "stale",
 )
 
 _registry: dict[str, Kata] = {}
@@ -256,31 +284,8 @@ def _load() -> None:
         importlib.import_module(f"kltutor.katas.{subject}")
 
 
-def scaled(reference: Code, factor: float) -> Code:
-    """Return a function whose values are those of another times a factor."""
-    return lambda *inputs: reference(*inputs) * factor
-
-
-def detached(reference: Code) -> Misconception:
-    """Return the wrong answer whose values are right and through which no gradient flows."""
-    return Misconception(
-        "detached",
-        "The values are right, but no gradient comes back: something detaches, or leaves torch.",
-        lambda *inputs: reference(*inputs).detach(),
-    )
-
-
-def multiplied(code: Code) -> Misconception:
-    """Return the wrong answer that multiplies by the mask where it should choose by it."""
-    return Misconception(
-        "mask-multiplied",
-        "nan times 0 is nan: a mask that multiplies lets masked nan through. Use masked_fill or where.",
-        code,
-    )
-
-
 def _counterexample(case: Case, found: Difference) -> str:
-    says = f"Wrong ({case.label}): {found.says}."
+    says = f"Wrong ({case.label}): {found.says.rstrip('.')}."
     if case.size > READABLE:
         return says
     lines = [f"{name} = {shown(value)}" for name, value in case.inputs.items()]

@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 from kltutor import masking, optimum, preference
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import completions, token_cases, wide
-from kltutor.katas.kata import Misconception, detached, multiplied, register, scaled
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import detached, multiplied, scaled
 
 
 def dpo_loss(
@@ -170,7 +171,8 @@ register(
         ),
         Misconception(
             "log-of-sigmoid",
-            "σ(h) rounds to 0 far below 0, and its logarithm to -inf. Use logsigmoid, or softplus(-h).",
+            "Far below 0 the loss is -h, but here it is inf: σ(h) rounds to 0, and exp(-h) overflows. Use "
+            "logsigmoid(h), or softplus(-h).",
             lambda c, r, qc, qr, beta: -torch.sigmoid(beta * _margin(c, r, qc, qr)).log(),
         ),
         detached(preference.dpo_loss),
@@ -185,7 +187,7 @@ def _implicit(logp: Tensor, ref_logp: Tensor, mask: Tensor, beta: float) -> Tens
 register(
     implicit_reward,
     level=1,
-    section="6.2 The implicit reward and the value of beta",
+    section="5.1 DPO",
     reference=_implicit,
     differentiable=("logp",),
     number=lambda value: value.reshape(-1)[0],
@@ -234,6 +236,12 @@ register(
             "ratio",
             "This is beta times the ratio π/ref; take its logarithm.",
             lambda p, q, m, beta: beta * _implicit(p, q, m, 1.0).exp(),
+        ),
+        Misconception(
+            "k3",
+            "This adds up k3, an estimate of the KL. The implicit reward is the log-ratio itself, of either "
+            "sign: {right}, not {got}.",
+            lambda p, q, m, beta: beta * masking.masked_sum(torch.expm1(q - p) + p - q, m),
         ),
         Misconception(
             "averaged",

@@ -9,7 +9,8 @@ from torch import Tensor
 from kltutor import placement
 from kltutor.katas.calls import Case
 from kltutor.katas.inputs import token_cases
-from kltutor.katas.kata import Misconception, multiplied, register
+from kltutor.katas.kata import Misconception, register
+from kltutor.katas.mistakes import multiplied
 
 
 def kl_in_reward(
@@ -61,6 +62,13 @@ def _at_column(scores: Tensor, logp: Tensor, column: int) -> Tensor:
     return found
 
 
+def _at_length(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the scores at the position of the number of True minus 1, 0 elsewhere."""
+    found = torch.zeros(mask.shape, dtype=scores.dtype)
+    found[torch.arange(len(mask)), mask.sum(-1) - 1] = scores
+    return found
+
+
 def _scored(beta: float, case: Case) -> Case:
     scores = torch.cos(torch.arange(len(case.inputs["logp"])).double()) + 1
     return replace(case, inputs={"scores": scores, **case.inputs, "beta": beta})
@@ -69,7 +77,7 @@ def _scored(beta: float, case: Case) -> Case:
 register(
     kl_in_reward,
     level=2,
-    section="3.1 KL in the reward",
+    section="7.1 PPO with the KL in the reward",
     reference=_rewards,
     differentiable=("logp",),
     number=lambda value: value[0].nansum(),  # nan only in what is wrong
@@ -95,6 +103,20 @@ register(
             "The score is paid in the last column, which is padding in some rows; it belongs at the last "
             "action token.",
             lambda s, p, q, m, beta: _penalty(p, q, m, beta) + _at_column(s, p, -1),
+        ),
+        Misconception(
+            "score-at-the-length",
+            "The score is paid at position length - 1, which is the last action only where a row starts with "
+            "its first action and has no gap.",
+            lambda s, p, q, m, beta: _penalty(p, q, m, beta) + _at_length(s, m),
+        ),
+        Misconception(
+            "score-replaces",
+            "The score takes the place of the last token's KL; it is added to it: a return of {got} where "
+            "{right} is right.",
+            lambda s, p, q, m, beta: torch.where(
+                _only_scores(s.abs() + 1, p, m) > 0, _only_scores(s, p, m), _penalty(p, q, m, beta)
+            ),
         ),
         Misconception(
             "score-first",
