@@ -49,6 +49,7 @@ class Card:
         back: the answer.
         reread: sections of the book.
         tags: level, topic and kind.
+        sections: labels of those to reread.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Card:
     back: str
     reread: str
     tags: tuple[str, ...]
+    sections: tuple[str, ...]
 
 
 def cards(*, level: int | None = None, topic: str | None = None) -> tuple[Card, ...]:
@@ -135,6 +137,7 @@ def _entry(entry: Question | FollowUp, after: str, tags: tuple[str, ...]) -> Car
         back=f"{mathjax(entry.answer)}<p>Did you say it?</p>{_items(entry.rubric)}",
         reread=_reread(entry.sections),
         tags=(*tags, "follow-up" if after else "question"),
+        sections=entry.sections,
     )
 
 
@@ -150,6 +153,7 @@ def _wrong(entry: Question | FollowUp, number: int, tags: tuple[str, ...]) -> Ca
         back=mathjax(wrong.because),
         reread=_reread(entry.sections),
         tags=(*tags, "wrong-answer"),
+        sections=entry.sections,
     )
 
 
@@ -163,6 +167,7 @@ def _drill(question: NumericQuestion) -> Card:
         back=f"{mathjax(f'{answer}.')}{mathjax(question.solution)}{_items(traps)}",
         reread=_reread(question.sections),
         tags=(f"level-{question.level}", question.topic, "number"),
+        sections=question.sections,
     )
 
 
