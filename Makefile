@@ -2,6 +2,7 @@
 # make lab     JupyterLab on the book                    make check      the fast part of the tests
 # make notebooks  re-execute and normalise all notebooks in place
 # make cheatsheet  print the cheat sheet of a built book as a PDF (needs Chromium)
+# make zip     pack the built book into one archive that opens by double-click
 # make runs    repeat the runs behind the tables in book/_data
 # make bench   time the package beside TRL, and beside the limits of the machine
 # make .venv/peers  install TRL and Ray, so that make test compares with them too; CI does
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book cheatsheet test check lab notebooks runs bench strict clean
+.PHONY: book cheatsheet zip test check lab notebooks runs bench strict clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book --all
@@ -52,6 +53,10 @@ notebooks: .venv/installed
 
 cheatsheet: .venv/installed
 	$(BIN)/python book/cheatsheet.py $(HTML)
+
+zip: .venv/installed
+	@test -f $(HTML)/index.html || $(MAKE) book
+	$(BIN)/python book/archive.py $(HTML)
 
 runs: .venv/installed
 	$(BIN)/python -m runs.diagnosis

@@ -59,7 +59,7 @@ def visit(request, chromium):
 
 
 def test_the_book_is_there():
-    assert {"index.html", "intro.html", "claims.html", "api.html", *CHAPTERS} <= {
+    assert {"index.html", "intro.html", "claims.html", "api.html", *CHAPTERS, *INTERVIEW} <= {
         p.name for p in PAGES
     }
 
