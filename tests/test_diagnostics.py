@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import typer
+from IPython.lib.pretty import pretty
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -359,6 +360,7 @@ def test_a_report_says_the_same_in_every_form(mode):
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(report)
     text, page = console.export_text(), report._repr_html_()
+    assert pretty(report).split() == text.split()
     assert told["mode"] == report.mode == mode
     for found, kept in zip(report.findings, told["findings"], strict=True):
         assert kept["mode"] == found.mode

@@ -144,6 +144,10 @@ class Report:
         for kind, line in self.lines():
             yield Text(f"- {line}" if kind == "item" else line, style=styles[kind])
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the lines in IPython; `repr` has every digit, which the next machine need not have."""
+        printer.text("\n".join(f"- {line}" if kind == "item" else line for kind, line in self.lines()))
+
     def _repr_html_(self) -> str:
         tags = {"head": "strong", "text": "span", "item": "span", "note": "small"}
         return "".join(
