@@ -1,6 +1,7 @@
 """The commands `kltutor quiz` and `kltutor anki`: the question bank at a terminal, and as cards."""
 
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -122,7 +123,7 @@ def _run(session: "Session") -> None:
         kind = {"numeric": "a number", "choice": "choose", "open": "in your own words"}[item.form]
         typer.echo()
         head = f"{number} of {len(session.items)} · {item.topic}, level {item.level} · {kind}"
-        typer.secho(head, bold=True)
+        _styled(head, bold=True)
         if item.after:
             _say(f"A follow-up to: {item.after}")
         _say(item.prompt)
@@ -170,12 +171,15 @@ def _line(item: "Item", prompt: str) -> str | None:
             raise _Enough from None
         if not sys.stdin.isatty():
             typer.echo(line)  # so that the output reads as at a terminal
-        if line == "h":
+        word = line.lower()
+        if word in ("h", "hint"):
             _say(item.hint or "There is no hint to this one.")
-        elif line == "q":
+        elif word in ("q", "quit", "stop"):
             raise _Enough
+        elif not line and item.form != "open":  # to an open question Enter is an answer
+            typer.echo("An answer is expected, or h, s or q.")
         else:
-            return None if line == "s" else line
+            return None if word in ("s", "skip") else line
 
 
 def _show_mark(item: "Item", mark: "Mark", skipped: bool) -> None:
@@ -185,13 +189,13 @@ def _show_mark(item: "Item", mark: "Mark", skipped: bool) -> None:
     if skipped:
         typer.echo("Skipped.")
     elif mark.late:
-        typer.secho("Too late: this counts nothing.", fg="red")
+        _styled("Too late: this counts nothing.", fg="red")
     elif isinstance(item, Open):
         typer.echo(f"{round(mark.points * len(item.rubric))} of {len(item.rubric)}.")
     elif mark.points == 1:
-        typer.secho("Right.", fg="green")
+        _styled("Right.", fg="green")
     else:
-        typer.secho("No.", fg="red")
+        _styled("No.", fg="red")
     if mark.why:
         _say(mark.why)
     if isinstance(item, Choice) and mark.points < 1:
@@ -211,7 +215,7 @@ def _show_score(session: "Session") -> None:
         return
     left = len(session.items) - score.of
     rest = f" {left} not reached." if left else ""
-    typer.secho(f"Score: {score.points:.3g} of {score.of}.{rest}", bold=True)
+    _styled(f"Score: {score.points:.3g} of {score.of}.{rest}", bold=True)
     for topic, points, of in score.topics:
         typer.echo(f"  {topic:18} {points:.3g} of {of}")
     if score.sections:
@@ -243,6 +247,11 @@ def _record(session: "Session", seed: int) -> dict[str, Any]:
             for item, given, mark in done
         ],
     }
+
+
+def _styled(text: str, fg: str | None = None, bold: bool | None = None) -> None:
+    """Print a line in colour or bold, or plain where NO_COLOR is set, which typer does not ask."""
+    typer.secho(text, fg=fg, bold=bold, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def _say(text: str, mark: str = "") -> None:

@@ -452,6 +452,8 @@ def test_start_writes_a_file_and_never_overwrites_it(folder):
     path = folder / "mine" / "katas" / "gae.py"
     assert path.read_text(encoding="utf-8") == get("gae").starter()
     assert "kltutor kata check mine/katas/gae.py" in result.stdout
+    assert run("start", "k3.py").exit_code == 0
+    assert (folder / "k3.py").is_file()
     path.write_text("mine\n")
     result = run("start", "gae", "--out", "mine/katas")
     assert result.exit_code == 2
@@ -467,6 +469,8 @@ def test_start_writes_a_file_and_never_overwrites_it(folder):
         (("start", "k4"), "Error: no kata is called 'k4'; expected one of best_of_n_kl"),
         (("check", "k4"), "Error: no kata is called 'k4'; expected one of"),
         (("check", "gae"), "Error: gae.py is not there; `kltutor kata start gae` writes it."),
+        (("check", "mine.py"), "Error: mine.py has the name of no kata; the file of a kata has its name"),
+        (("start", "k4.py"), "Error: no kata is called 'k4'; expected one of best_of_n_kl"),
         (("check", "sub/gae.py"), "Error: sub/gae.py is not there"),
         (("check", "gae", "--dir", "sub"), "Error: sub/gae.py is not there"),
         (("check",), "Error: Missing argument 'FILE|NAME'. See `"),
@@ -474,6 +478,7 @@ def test_start_writes_a_file_and_never_overwrites_it(folder):
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line_with_status_2(folder, arguments, says):
+    (folder / "mine.py").write_text(RIGHT)
     result = run(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(says)

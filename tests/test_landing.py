@@ -213,6 +213,8 @@ def test_what_the_interview_path_counts_is_there():
     assert f"the {len(first)} functions of level 1, ten minutes each, {10 * len(first)} min" in text
     cards = sum(1 for _ in deck.cards())
     assert f"20 new ones a day it takes {math.ceil(cards / 20)} days" in text
+    easy = sum("level-1" in card.tags for card in deck.cards())
+    assert f"add `--level 1`, which takes {math.ceil(easy / 20)}." in text
     mock = re.search(r"--timed (\d+)", (BOOK / "practice.md").read_text(encoding="utf-8"))
     assert f"a mock interview of 5 questions, {5 * int(mock[1]) // 60} min" in text
     count, seconds, minutes = re.search(r"--count (\d+) --timed (\d+)`: .*?(\d+) min", text).groups()

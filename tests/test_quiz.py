@@ -402,6 +402,27 @@ def test_hint_skip_and_an_answer_that_cannot_be_read():
     assert result.exit_code == 0
 
 
+def test_the_keys_may_be_words_and_an_empty_line_answers_open_questions_only():
+    for form in ("numeric", "choice"):
+        result = run("--seed", "5", "--count", "2", "--kind", form, lines=["", "HINT", "Skip", "quit"])
+        assert words(result.output).count("An answer is expected, or h, s or q.") == 1
+        assert "is no number" not in result.output
+        assert "is none of" not in result.output
+        assert "Score: 0 of 1. 1 not reached." in result.output
+    result = run("--seed", "5", "--count", "1", "--kind", "open", lines=["", ""])
+    assert "An answer is expected" not in result.output
+    assert "Score: 0 of 1." in result.output
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_no_color_prints_plain_text_at_a_terminal(no_color):
+    environment = {"NO_COLOR": no_color}
+    arguments = ["quiz", "--seed", "5", "--count", "1", "--kind", "numeric"]
+    result = CliRunner().invoke(cli.app, arguments, input="987654321\n", color=True, env=environment)
+    assert "No." in result.output
+    assert ("\x1b[" in result.output) == (not no_color)
+
+
 @pytest.mark.parametrize("answered", [0, 1, 2])
 def test_the_end_of_the_input_ends_the_quiz_with_the_score_so_far(answered):
     drawn = quiz.draw(2, 3, form="numeric")

@@ -62,7 +62,7 @@ def runaway(log: Log) -> Seen:
     """Ask whether the KL climbs beyond any usual sample of the reference while it costs next to nothing."""
     name = _kl(log)
     if not log.has(name, "entropy"):
-        return Unseen("The log has no KL beside an entropy to compare it with.")
+        return Unseen("The log has no KL of a sequence beside an entropy to compare it with.")
     step, kl, entropy = log.of_rows(name, "entropy")
     late, said = ends(kl[len(kl) // 2 :]), ends(entropy)
     far = late.last / entropy[0] if entropy[0] > 0 else math.nan
@@ -191,7 +191,7 @@ def collapse(log: Log) -> Seen:
     """Ask whether the policy never left its reference."""
     name = _kl(log)
     if not log.has(name, "reward"):
-        return Unseen("The log has no KL beside a reward.")
+        return Unseen("The log has no KL of a sequence beside a reward.")
     step, kl, reward = log.of_rows(name, "reward")
     if len(step) < 2 * FEWEST:
         return Unseen("The log has too few steps.")

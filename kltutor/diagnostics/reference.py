@@ -35,6 +35,7 @@ FIRST, SETTLED = 1, 0.5
 # deviations above the mean up to which rewards are taken to reach.
 DOUBT = 4.0
 REACH = 3.0
+NO_KL = "The log has no KL of a sequence to the reference; one of a token needs the length beside it."
 
 
 def negative_kl(log: Log) -> Seen:
@@ -130,7 +131,7 @@ def wrong_reference(log: Log) -> Seen:
     """Ask whether the policy starts at its reference."""
     name = "kl" if log.has("kl") else "k3"
     if not log.has(name):
-        return Unseen("The log has no KL to the reference.")
+        return Unseen(NO_KL)
     step, kl = log.of_rows(name)
     if step[0] > FIRST or len(step) < 2 * FEWEST:
         return Unseen(f"The log begins at step {step[0]:g} or is too short to show where the policy started.")
@@ -164,7 +165,7 @@ def moving_reference(log: Log) -> Seen:
     """Ask whether the KL is less than what the rise of the reward takes at least."""
     name = "kl" if log.has("kl") else "k3"
     if not log.has(name):
-        return Unseen("The log has no KL to the reference.")
+        return Unseen(NO_KL)
     if not log.has(name, "reward", "reward_sd", "batch"):
         return Unseen(
             "The log has no reward, reward_sd and batch beside the KL, from which a least KL follows."

@@ -165,6 +165,16 @@ def tex(value: float) -> str:
     return rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
 
 
+def factor(value: float) -> str:
+    """Return a number as it stands behind another in a formula: between brackets if it is negative.
+
+    Example:
+        >>> factor(0.5), factor(-0.5)
+        ('0.5', '(-0.5)')
+    """
+    return f"({tex(value)})" if value < 0 else tex(value)
+
+
 def row(values: tuple[float, ...]) -> str:
     """Return numbers between brackets, as in (0.5, 0.3, 0.2)."""
     return f"({', '.join(f'{value:g}' for value in values)})"

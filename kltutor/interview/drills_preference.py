@@ -6,7 +6,7 @@ import torch
 
 from kltutor import preference
 from kltutor.interview import numbers
-from kltutor.interview.drill import Draw, Made, Trap, kind, tex
+from kltutor.interview.drill import Draw, Made, Trap, factor, kind, tex
 
 
 def _tensor(*values: float) -> torch.Tensor:
@@ -49,8 +49,8 @@ def _implicit_margin(draw: Draw) -> Made:
         answer=answer,
         unit="units of reward",
         solution=(
-            rf"$\beta\,((\text{{chosen}}) - (\text{{rejected}})) = {beta:g} \cdot ({tex(chosen)} - "
-            rf"({tex(rejected)})) = "
+            rf"$\beta\,(\text{{chosen}} - \text{{rejected}}) = {beta:g} \cdot ({tex(chosen)} - "
+            rf"{factor(rejected)}) = "
             rf"{tex(answer)}$, with log-ratios to the reference."
         ),
         traps=(

@@ -6,7 +6,7 @@ import torch
 
 from kltutor import masking, placement
 from kltutor.interview import numbers
-from kltutor.interview.drill import Draw, Made, Trap, kind, row, tex
+from kltutor.interview.drill import Draw, Made, Trap, factor, kind, row, tex
 
 
 def _tensor(*values: float) -> torch.Tensor:
@@ -209,8 +209,8 @@ def _ppo_clip(draw: Draw) -> Made:
         answer=answer,
         unit="",
         solution=(
-            rf"The smaller of ${ratio:g} \cdot ({advantage:g}) = {tex(ratio * advantage)}$ and "
-            rf"${inside:g} \cdot ({advantage:g}) = {tex(inside * advantage)}$, which is ${tex(answer)}$."
+            rf"The smaller of ${ratio:g} \cdot {factor(advantage)} = {tex(ratio * advantage)}$ and "
+            rf"${inside:g} \cdot {factor(advantage)} = {tex(inside * advantage)}$, which is ${tex(answer)}$."
         ),
         traps=(Trap(other, "That is the larger of the two; the surrogate takes the smaller."),),
     )
@@ -237,7 +237,7 @@ def _last_reward(draw: Draw) -> Made:
         inputs={"logp": logp, "ref_logp": ref_logp, "score": score, "beta": beta},
         answer=answer,
         unit="units of reward",
-        solution=rf"${score:g} - {beta:g} \cdot ({delta:g}) = {tex(answer)}$.",
+        solution=rf"${score:g} - {beta:g} \cdot {factor(delta)} = {tex(answer)}$.",
         traps=(
             Trap(score + beta * delta, "The sign is turned: drift would be rewarded."),
             Trap(-beta * delta, "The score belongs on the last token."),

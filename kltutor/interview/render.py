@@ -85,7 +85,7 @@ def terminal(text: str) -> str:
     Example:
         >>> print(terminal(r"So $\KL{\pol}{\refp} = \E_{\pol}[k_1]$; see `expm1`. $$k_3 = w - 1 - \log w.$$"))
         So KL(π ‖ ref) = Eπ[k1]; see expm1.
-            k3 = w - 1 - log w.
+            k3 = w − 1 − log w.
     """
 
     def written(match: re.Match[str]) -> str:
@@ -93,7 +93,7 @@ def terminal(text: str) -> str:
         for pattern, replacement in UNICODE.items():
             tex = re.sub(pattern, replacement, tex)
         line = plain(f"${' '.join(tex.split())}$")
-        line = re.sub(r"([(\[−]) | (?=[)\],.;])", r"\1", line)
+        line = re.sub(r"([(\[−]) | (?=[)\],.;])", r"\1", line).replace(" - ", " − ")
         return f"\n    {line}\n" if match[1] else line
 
     lines = FORMULA.sub(written, text).replace("`", "").split("\n")

@@ -222,6 +222,12 @@ register(
             lambda values, mask: masking.reduce(values, mask, "token_mean"),
         ),
         Misconception(
+            "batch-count",
+            "Each row's sum is divided by the number of True in the whole batch: {got} where {right} is "
+            "right, and another batch would change it.",
+            lambda values, mask: masking.masked_sum(values, mask) / mask.sum(),
+        ),
+        Misconception(
             "sequence-mean",
             "The means of the rows are averaged once more; one mean a row is asked for.",
             lambda values, mask: masking.reduce(values, mask, "sequence_mean"),

@@ -54,7 +54,7 @@ def start(
     from kltutor.katas.files import write
 
     with plain_errors():
-        path = write(get(name), out)
+        path = write(get(name.removesuffix(".py")), out)
     typer.echo(f"{path} is there. Write its body, then run `kltutor kata check {path}`.")
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kltutor.katas.calls import Code, line_of
-from kltutor.katas.kata import Kata, get
+from kltutor.katas.kata import Kata, all_katas, get
 
 
 def write(kata: Kata, folder: Path) -> Path:
@@ -32,6 +32,8 @@ def find(name: str, folder: Path) -> tuple[Kata, Path]:
         ValueError: there is no such kata, or no such file.
     """
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if path.is_file() and path.stem not in {each.name for each in all_katas()}:
+        raise ValueError(f"{path} has the name of no kata; the file of a kata has its name, such as k3.py.")
     kata = get(path.stem)
     if not path.is_file():
         raise ValueError(f"{path} is not there; `kltutor kata start {kata.name}` writes it.")

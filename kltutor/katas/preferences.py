@@ -140,6 +140,12 @@ register(
             lambda c, r, qc, qr, beta: -logsigmoid(beta * ((c + qc) - (r + qr))),
         ),
         Misconception(
+            "log-ratios-added",
+            "The two log-ratios are added: {got} in place of {right}. Only their difference compares the "
+            "pair; the sum raises both.",
+            lambda c, r, qc, qr, beta: -logsigmoid(beta * ((c - qc) + (r - qr))),
+        ),
+        Misconception(
             "chosen-only",
             "Only the chosen completion is there: the margin subtracts the log-ratio of the rejected one.",
             lambda c, r, qc, qr, beta: -logsigmoid(beta * (c - qc)),

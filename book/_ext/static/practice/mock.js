@@ -177,5 +177,8 @@
   });
   place.replaceChildren(box, notice.node, legend);
   keys(place, { " ": () => reveal(false), enter: () => reveal(false), n: forward, ...digits });
+  addEventListener("beforeunload", (event) => {
+    if (mock) event.preventDefault(); // the browser asks whether to leave an interview under way
+  });
   intro();
 })();
