@@ -19,6 +19,8 @@ STRICT := build/strict
 export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Each notebook and many a test starts a Python of its own: let the first compile the package for all.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: book cheatsheet zip test check lab notebooks runs bench strict clean
 
